@@ -1,0 +1,10 @@
+"""Names for the arrays that cross module borders; shapes and units are in each docstring."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+BoolArray = NDArray[np.bool_]

@@ -1,0 +1,1 @@
+"""Packets, cutouts and their encoding."""

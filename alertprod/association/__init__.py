@@ -1,0 +1,1 @@
+"""What a detection means: its object and its history."""

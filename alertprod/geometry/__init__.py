@@ -1,0 +1,1 @@
+"""Boxes of pixels, world coordinates, the sphere."""

@@ -1,0 +1,160 @@
+"""World coordinates of one pixel grid: TAN, TAN-SIP, TPV and whatever else astropy reads.
+
+Pixel positions here are 0-based, the first pixel's centre at (0, 0); FITS cards are 1-based.
+"""
+
+import warnings
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS, FITSFixedWarning
+
+from alertprod._typing import FloatArray
+from alertprod.geometry.sphere import ARCSEC_PER_DEG, unit_vectors
+
+_INVERSION_TOLERANCE_PIXELS = 1e-4
+"""Far below any centroid error, far above the rounding of a SIP polynomial at 10^4 pixels."""
+
+
+class SkyWcs:
+    """A mapping between pixels and ICRS positions; immutable and picklable.
+
+    Parameters
+    ----------
+    wcs
+        A two-dimensional celestial astropy WCS.
+
+    Raises
+    ------
+    ValueError
+        Raised if `wcs` has no pair of celestial axes.
+    """
+
+    def __init__(self, wcs: WCS) -> None:
+        if not wcs.has_celestial:
+            msg = f"no celestial axes: CTYPE is {list(wcs.wcs.ctype)}"
+            raise ValueError(msg)
+        self._wcs = wcs.celestial
+        self._has_distortion = self._wcs.sip is not None or self._wcs.has_distortion
+
+    @classmethod
+    def from_header(cls, header: fits.Header) -> "SkyWcs":
+        """Build from FITS cards; `ValueError` where they describe no celestial plane."""
+        with warnings.catch_warnings():
+            # astropy mends dates and units it does not like and warns; none of that concerns us.
+            warnings.simplefilter("ignore", FITSFixedWarning)
+            return cls(WCS(header, fix=True))
+
+    @classmethod
+    def from_tangent(
+        cls,
+        *,
+        ra_deg: float,
+        dec_deg: float,
+        x: float,
+        y: float,
+        scale_arcsec: float,
+        rotation_deg: float = 0.0,
+        east_left: bool = True,
+    ) -> "SkyWcs":
+        """Build a gnomonic plane that has (ra, dec) at pixel (x, y).
+
+        Parameters
+        ----------
+        rotation_deg
+            Position angle of +y, east of north.
+        east_left
+            The sky as seen: RA grows towards -x where `rotation_deg` is 0.
+        """
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        wcs.wcs.crval = [ra_deg, dec_deg]
+        wcs.wcs.crpix = [x + 1.0, y + 1.0]
+        scale = scale_arcsec / ARCSEC_PER_DEG
+        angle = np.radians(rotation_deg)
+        parity = -1.0 if east_left else 1.0
+        # Columns: the (east, north) step of +x and of +y; +y points to position angle `rotation_deg`.
+        wcs.wcs.cd = scale * np.array(
+            [[parity * np.cos(angle), np.sin(angle)], [-parity * np.sin(angle), np.cos(angle)]]
+        )
+        wcs.wcs.radesys = "ICRS"
+        wcs.wcs.set()
+        return cls(wcs)
+
+    def pixel_to_sky(self, *, x: FloatArray | float, y: FloatArray | float) -> tuple[FloatArray, FloatArray]:
+        """Return ICRS (ra, dec) in degrees, shape as `x` and `y` broadcast."""
+        x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+        ra, dec = self._wcs.all_pix2world(x.ravel(), y.ravel(), 0)
+        return ra.reshape(x.shape), dec.reshape(x.shape)
+
+    def sky_to_pixel(self, *, ra_deg: FloatArray | float, dec_deg: FloatArray | float) -> tuple[FloatArray, FloatArray]:
+        """Return (x, y) in pixels; NaN for points that the projection does not reach."""
+        ra, dec = np.broadcast_arrays(np.asarray(ra_deg, dtype=float), np.asarray(dec_deg, dtype=float))
+        if self._has_distortion:
+            x, y = self._wcs.all_world2pix(
+                ra.ravel(), dec.ravel(), 0, tolerance=_INVERSION_TOLERANCE_PIXELS, maxiter=50, quiet=True
+            )
+        else:
+            x, y = self._wcs.wcs_world2pix(ra.ravel(), dec.ravel(), 0)
+        return x.reshape(ra.shape), y.reshape(ra.shape)
+
+    def compute_jacobian(self, *, x: FloatArray | float, y: FloatArray | float) -> FloatArray:
+        """Return d(east, north)/d(x, y) in degrees per pixel, shape ``(..., 2, 2)``.
+
+        East and north are the axes of the gnomonic plane that touches the sky at (x, y).
+        """
+        x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+        ra, dec = self.pixel_to_sky(x=x, y=y)
+        a, d = np.radians(ra), np.radians(dec)
+        zero = np.zeros_like(a)
+        east = np.stack([-np.sin(a), np.cos(a), zero], axis=-1)
+        north = np.stack([-np.sin(d) * np.cos(a), -np.sin(d) * np.sin(a), np.cos(d)], axis=-1)
+        columns = []
+        for dx, dy in ((0.5, 0.0), (0.0, 0.5)):
+            step = unit_vectors(*self.pixel_to_sky(x=x + dx, y=y + dy)) - unit_vectors(
+                *self.pixel_to_sky(x=x - dx, y=y - dy)
+            )
+            columns.append(np.stack([(step * east).sum(-1), (step * north).sum(-1)], axis=-1))
+        return np.degrees(np.stack(columns, axis=-1))
+
+    def compute_pixel_area_arcsec2(self, *, x: FloatArray | float, y: FloatArray | float) -> FloatArray:
+        """Return the solid angle of a pixel at (x, y)."""
+        return np.abs(np.linalg.det(self.compute_jacobian(x=x, y=y))) * ARCSEC_PER_DEG**2
+
+    def compute_pixel_scale_arcsec(self, *, x: float, y: float) -> float:
+        """Return the square root of the pixel's solid angle at (x, y)."""
+        return float(np.sqrt(self.compute_pixel_area_arcsec2(x=x, y=y)))
+
+    def compute_corners(self, shape: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+        """Return (ra, dec) of the four outer pixel corners of an image of `shape`, counter-clockwise in pixels."""
+        ny, nx = shape
+        return self.pixel_to_sky(
+            x=np.array([-0.5, nx - 0.5, nx - 0.5, -0.5]), y=np.array([-0.5, -0.5, ny - 0.5, ny - 0.5])
+        )
+
+    def compute_center(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Return (ra, dec) of the middle of an image of `shape`."""
+        ra, dec = self.pixel_to_sky(x=(shape[1] - 1) / 2, y=(shape[0] - 1) / 2)
+        return float(ra) % 360.0, float(dec)
+
+    def compute_radius_arcsec(self, shape: tuple[int, int]) -> float:
+        """Return the radius of the cap about `compute_center` that holds all four corners."""
+        center = unit_vectors(*self.compute_center(shape))
+        corners = unit_vectors(*self.compute_corners(shape))
+        chord = np.linalg.norm(corners - center, axis=-1).max()
+        return float(np.degrees(2.0 * np.arcsin(chord / 2.0)) * ARCSEC_PER_DEG)
+
+    def shifted(self, *, dx: float, dy: float) -> "SkyWcs":
+        """Return the WCS of the same sky on a grid whose pixel (0, 0) is this grid's (-dx, -dy)."""
+        wcs = self._wcs.deepcopy()
+        wcs.wcs.crpix = wcs.wcs.crpix + np.array([dx, dy])
+        if wcs.sip is not None:
+            # SIP polynomials are centred on their own reference pixel, which moves along.
+            sip = wcs.sip
+            wcs.sip = type(sip)(sip.a, sip.b, sip.ap, sip.bp, np.asarray(sip.crpix) + np.array([dx, dy]))
+        wcs.wcs.set()
+        return SkyWcs(wcs)
+
+    def to_header(self) -> fits.Header:
+        """Return the FITS cards, distortion included."""
+        return self._wcs.to_header(relax=True)

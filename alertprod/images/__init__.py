@@ -1,0 +1,1 @@
+"""Exposures and their files."""

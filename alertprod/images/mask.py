@@ -1,0 +1,68 @@
+"""Mask planes: one fixed layout in memory, whatever layout a file declares.
+
+Planes keep Rubin's names. In memory the bits are always those of `MASK_PLANES`; files carry their
+own layout in ``MP_<name>`` cards and are remapped when read.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from alertprod._typing import IntArray
+
+MASK_PLANES: Mapping[str, int] = {
+    "BAD": 0,
+    "SAT": 1,
+    "INTRP": 2,
+    "CR": 3,
+    "EDGE": 4,
+    "DETECTED": 5,
+    "DETECTED_NEGATIVE": 6,
+    "SUSPECT": 7,
+    "NO_DATA": 8,
+    "STREAK": 9,
+    "INJECTED": 10,
+    "SAT_TEMPLATE": 11,
+    "INJECTED_TEMPLATE": 12,
+    "HIGH_VARIANCE": 13,
+    "CROSSTALK": 14,
+    "UNMASKEDNAN": 15,
+    "SPIKE": 16,
+}
+"""Bit number of each plane. The first nine are the order of Rubin's afw; append, never renumber."""
+
+
+def plane_bits(*names: str) -> int:
+    """Return the bits of the named planes, or-ed; `KeyError` names a plane that does not exist."""
+    bits = 0
+    for name in names:
+        bits |= 1 << MASK_PLANES[name]
+    return bits
+
+
+def remap_planes(mask: IntArray, file_planes: Mapping[str, int]) -> tuple[IntArray, list[str]]:
+    """Move a file's mask bits to the layout in memory.
+
+    Parameters
+    ----------
+    mask
+        Bits as the file has them, shape ``(ny, nx)``.
+    file_planes
+        Bit number of each plane in the file, from its ``MP_*`` cards or a profile.
+
+    Returns
+    -------
+    mask
+        int32 of the same shape, bits as in `MASK_PLANES`.
+    dropped
+        Names of the file's planes that have no room here and were set somewhere.
+    """
+    remapped = np.zeros(mask.shape, dtype=np.int32)
+    dropped = []
+    for name, bit in file_planes.items():
+        is_set = (mask >> bit) & 1
+        if name in MASK_PLANES:
+            remapped |= is_set.astype(np.int32) << MASK_PLANES[name]
+        elif is_set.any():
+            dropped.append(name)
+    return remapped, dropped

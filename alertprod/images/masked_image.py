@@ -1,0 +1,75 @@
+"""The three planes of an image: image, mask, variance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.geometry.box import Box
+from alertprod.images.mask import plane_bits
+
+
+@dataclass(slots=True)
+class MaskedImage:
+    """Image, mask and variance of one shape.
+
+    Parameters
+    ----------
+    image
+        float32, shape ``(ny, nx)``; a pixel without data is NaN and has NO_DATA set.
+    mask
+        int32, bits as in `alertprod.images.mask.MASK_PLANES`.
+    variance
+        float32, the image's unit squared. Values that are not positive and finite mean "no weight".
+
+    Notes
+    -----
+    Not copied on construction: `cutout` gives views, `copy` gives fresh arrays.
+    """
+
+    image: FloatArray
+    mask: IntArray
+    variance: FloatArray
+
+    def __post_init__(self) -> None:
+        if not (self.image.shape == self.mask.shape == self.variance.shape) or self.image.ndim != 2:
+            msg = (
+                f"planes of shapes {self.image.shape}, {self.mask.shape}, {self.variance.shape};"
+                " one two-dimensional shape is needed"
+            )
+            raise ValueError(msg)
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int]) -> "MaskedImage":
+        """Return an image without data: NaN, NO_DATA, infinite variance."""
+        return cls(
+            image=np.full(shape, np.nan, dtype=np.float32),
+            mask=np.full(shape, plane_bits("NO_DATA"), dtype=np.int32),
+            variance=np.full(shape, np.inf, dtype=np.float32),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def box(self) -> Box:
+        """The pixels' box, from (0, 0)."""
+        return Box.from_shape(self.shape)
+
+    def copy(self) -> "MaskedImage":
+        """Return fresh, writable arrays."""
+        return MaskedImage(self.image.copy(), self.mask.copy(), self.variance.copy())
+
+    def cutout(self, box: Box) -> "MaskedImage":
+        """Return views of the pixels of `box`, which must lie inside."""
+        rows, columns = box.slices
+        return MaskedImage(self.image[rows, columns], self.mask[rows, columns], self.variance[rows, columns])
+
+    def usable(self, bad_planes: int) -> BoolArray:
+        """Return where a pixel is finite, has a positive finite variance and none of `bad_planes`' bits."""
+        good: BoolArray = (self.mask & bad_planes) == 0
+        good &= np.isfinite(self.image) & np.isfinite(self.variance)
+        good &= self.variance > 0
+        return good

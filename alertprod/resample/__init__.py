@@ -1,0 +1,1 @@
+"""Warping onto another pixel grid."""

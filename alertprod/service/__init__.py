@@ -1,0 +1,1 @@
+"""The daemon, its workers and the six steps of an exposure."""

@@ -1,0 +1,1 @@
+"""A simulated sky, night and camera, with the truth."""

@@ -1,0 +1,1 @@
+"""What is kept: images, templates, the SQL database and the outbox."""

@@ -1,0 +1,1 @@
+"""Matching two images and subtracting them."""

@@ -1,0 +1,1 @@
+"""The shells that carry the field's names."""
