@@ -1,0 +1,34 @@
+"""What is known of a piece of sky before an exposure: objects, their sources and forced measurements."""
+
+from dataclasses import dataclass
+
+from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
+from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The latest version of each DiaObject in a region, and the rows of its past 12 months.
+
+    Parameters
+    ----------
+    objects
+        `DIA_OBJECT_COLUMNS`; one row an object. May reach beyond the exposure.
+    sources
+        `DIA_SOURCE_COLUMNS`, in any order; rows of other objects are ignored.
+    forced
+        `DIA_FORCED_SOURCE_COLUMNS`, in any order.
+    """
+
+    objects: Catalog
+    sources: Catalog
+    forced: Catalog
+
+    @classmethod
+    def empty(cls) -> "History":
+        """Return the history of a sky nobody has looked at."""
+        return cls(
+            objects=Catalog(DIA_OBJECT_COLUMNS, 0),
+            sources=Catalog(DIA_SOURCE_COLUMNS, 0),
+            forced=Catalog(DIA_FORCED_SOURCE_COLUMNS, 0),
+        )
