@@ -1,0 +1,53 @@
+# Two commands do it all on a fresh machine with Python 3.11: `make run` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Numba and the FFTs use this many threads each; workers are processes of their own.
+export OMP_NUM_THREADS ?= 2
+export NUMBA_NUM_THREADS ?= 2
+
+.PHONY: help run install test lint typecheck check format constraints clean
+
+help:  ## Show these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(VENV)/.installed  ## Install what is missing and run a small simulated night end to end
+	$(BIN)/alertprod demo
+
+install: $(VENV)/.installed-dev  ## Make the environment for development
+
+test: $(VENV)/.installed-dev  ## Everything CI runs: lint, types, layers, tests
+	$(MAKE) --no-print-directory lint typecheck check
+
+lint: $(VENV)/.installed-dev  ## Style and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: $(VENV)/.installed-dev  ## Types
+	$(BIN)/mypy
+
+check: $(VENV)/.installed-dev  ## The tests alone; ARGS passes options on to pytest
+	$(BIN)/pytest $(ARGS)
+
+format: $(VENV)/.installed-dev  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: $(VENV)/.installed-dev  ## Write the versions that were tested together
+	$(BIN)/pip list --format=freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|uv)==' > ops/constraints.txt
+
+clean:  ## Remove the environment and every cache
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "alertprod needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml ops/constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml ops/constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e '.[test,dev,parquet,postgres]'
+	@touch $@ $(VENV)/.installed
