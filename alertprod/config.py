@@ -1,0 +1,449 @@
+"""The daemon's configuration: a TOML file, overridden by ``ALERTPROD_`` variables of the environment.
+
+``ALERTPROD_KAFKA__BOOTSTRAP_SERVERS`` overrides ``bootstrap_servers`` of ``[kafka]``; names are matched
+without regard to case, values of maps are JSON. Relative paths, wherever they are written, are relative to
+the TOML file's folder (without a file: to the working directory). This is the only module that reads or
+writes the process's environment.
+"""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from alertprod.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "ALERTPROD_"
+
+OverrideValue = bool | int | float | str | list[Any] | None
+"""What a field of a task's configuration can be set to."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SECRET_WORDS = ("password", "secret", "token", "key.pem", "oauthbearer.config", "username")
+
+
+def _absolute(value: Any, info: ValidationInfo) -> Any:
+    """Make a path absolute; URIs with a scheme stay as they are."""
+    if not isinstance(value, str | Path) or "://" in str(value):
+        return value
+    return str(_folder(info) / Path(value).expanduser())
+
+
+def _absolute_database(value: Any, info: ValidationInfo) -> Any:
+    """Make the path in ``sqlite:///relative.db`` absolute."""
+    scheme = "sqlite:///"
+    if not isinstance(value, str) or not value.startswith(scheme) or value == f"{scheme}:memory:":
+        return value
+    return scheme + str(_folder(info) / value.removeprefix(scheme))
+
+
+def _absolute_profile(value: Any, info: ValidationInfo) -> Any:
+    """Make a profile that is a path absolute; a bare word names a packaged profile."""
+    return _absolute(value, info) if isinstance(value, str) and ("/" in value or value.endswith(".toml")) else value
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder") or Path.cwd())
+
+
+def _flatten(value: Any) -> Any:
+    """Turn nested tables into dotted names: TOML reads ``detection.thresholdValue = 5`` as a table in a table."""
+    if not isinstance(value, Mapping):
+        return value
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            flat.update({f"{key}.{inner}": leaf for inner, leaf in _flatten(entry).items()})
+        else:
+            flat[str(key)] = entry
+    return flat
+
+
+PathText = Annotated[str, BeforeValidator(_absolute)]
+"""A local path (made absolute) or any fsspec URI."""
+
+Profile = Annotated[str, BeforeValidator(_absolute_profile)]
+"""The name of a packaged profile, or the path of a TOML file."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class KafkaConfig(_Section):
+    """``[kafka]``: how to reach the brokers, and what is promised to them."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """Where a broker on this machine listens by default: a laptop needs no entry, an observatory names its own."""
+
+    group_id: str = "alertprod"
+    """Consumer group: the committed offsets, our proof of publication, belong to it. Change it and events are read again."""
+
+    group_instance_id: str | None = None
+    """Static membership, unique per daemon (the ordinal of a StatefulSet): a restart within the session moves no partition.
+    None where one daemon runs, which has nobody to move partitions to."""
+
+    transactional_id: str = "alertprod-0"
+    """Unique per daemon and the same after its restart, so that a restarted daemon fences its own zombie."""
+
+    delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
+    """Transactions, because duplicates cost every consumer downstream; the in-process broker's are hollow, there it is at-least-once."""
+
+    security: dict[str, str] = Field(default_factory=dict, repr=False)
+    """librdkafka properties for every client (``security.protocol``, ``sasl.*``, ``ssl.*``); empty: a trusted network."""
+
+
+class TopicsConfig(_Section):
+    """``[topics]``: names; the topics are made by whoever runs the brokers, never by us."""
+
+    visit_ready: str = "visit-ready"
+    """Events in: one per exposure; at least twice as many partitions as workers, each partition is a lane."""
+
+    next_visit: str | None = "next-visit"
+    """Pointings announced ahead, to fill the template cache; absent topics are not subscribed when this is empty."""
+
+    alerts: str = "alerts"
+    """Alerts out; one id space is one database and one alert topic."""
+
+    visit_summary: str = "visit-summary"
+    """One record per exposure whatever became of it: the denominator of everything."""
+
+    dead_letters: str = "visit-ready-dead-letters"
+    """Events given up, with the reason in headers; apart from visit-ready, so that nobody reads them twice by accident."""
+
+    replay: str = "alerts-replay"
+    """Stored packets published again on request: never on the live topic, where brokers would take them for new."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_off(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("next_visit") == "":
+            return {**data, "next_visit": None}
+        return data
+
+    @model_validator(mode="after")
+    def _are_distinct(self) -> Self:
+        names = [name for name in self.model_dump().values() if name is not None]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            msg = f"two topics are both called {', '.join(twice)}"
+            raise ValueError(msg)
+        return self
+
+
+class StoreConfig(_Section):
+    """``[store]``: where results, packets and templates are kept."""
+
+    database_url: Annotated[str, BeforeValidator(_absolute_database)] = Field(
+        "sqlite:///alertprod.sqlite", validate_default=True
+    )
+    """SQLAlchemy URL. SQLite serves one host with a local disk, which most observatories are; more hosts need PostgreSQL."""
+
+    outbox_uri: PathText = Field("outbox", validate_default=True)
+    """Folder (any fsspec URI) of the packets' bytes; more than one host needs a shared one."""
+
+    outbox_keep_days: float = Field(7.0, gt=0)
+    """How long published packets stay for replay: as long as Rubin's alert topic keeps its messages."""
+
+    outbox_max_bytes: int = Field(50 << 30, gt=0)
+    """Oldest published files go first beyond this: about half a million alerts of 100 kB."""
+
+    template_index: PathText = Field("templates/index.json", validate_default=True)
+    """What ``alertprod templates index`` wrote; asked when an event names no tiles."""
+
+    template_cache_directory: PathText = Field("template-cache", validate_default=True)
+    """Decoded tiles, shared by the workers of a host; must be a local disk, tiles are memory-mapped."""
+
+    template_cache_bytes: int = Field(16 << 30, ge=0)
+    """About eighty decoded tiles of 4096²: several pointings ahead, and no burden on a laptop's disk."""
+
+
+class InstrumentConfig(_Section):
+    """``[instruments.NAME]``: how the files of one instrument are read and subtracted; NAME is what events say."""
+
+    profile: Profile = "alertprod"
+    """How its science files are read; the default is the package's own multi-extension FITS."""
+
+    template_profile: Profile | None = None
+    """How its template tiles are read; None: as the science files."""
+
+    release: int = Field(0, ge=0, lt=64)
+    """Top six bits of every DiaSource id; raise it when a night is reprocessed, together with the alert topic."""
+
+    bands: tuple[str, ...] = ("u", "g", "r", "i", "z", "y")
+    """Bands that get their own label in metrics; events in another band are processed all the same and counted as ``other``."""
+
+    template_bands: dict[str, str] = Field(default_factory=dict)
+    """Science band to the band of the templates to subtract, where they differ (an unfiltered camera against r); else the same."""
+
+    difference: Annotated[dict[str, OverrideValue], BeforeValidator(_flatten)] = Field(default_factory=dict)
+    """Dotted fields of ``ImageDifferenceTask``'s configuration, e.g. ``"detection.thresholdValue" = 5.0``; empty: its defaults."""
+
+
+class AssociationConfig(_Section):
+    """``[association]``: DiaSources to DiaObjects."""
+
+    radius_arcsec: float = Field(1.0, gt=0)
+    """Rubin's: several sigma of the faintest centroids, well below the distance of neighbours."""
+
+    history_days: float = Field(360.0, gt=0)
+    """Rubin's twelve months of thirty days: what a packet carries of an object's past."""
+
+
+class AlertsConfig(_Section):
+    """``[alerts]``: what goes out."""
+
+    max_per_exposure: int = Field(5000, gt=0)
+    """More DiaSources are a failed subtraction, not sky (`TooManyDiaSources`): 20 times Rubin's peak of 40 000 per 189 detectors."""
+
+    cutout_min_pixels: int = Field(30, ge=1)
+    """Rubin's smallest cutout."""
+
+    cutout_max_pixels: int = Field(102, ge=1)
+    """Rubin's largest: a packet stays below 400 kB."""
+
+    cutout_mask_bits: bool = False
+    """Add a MASKBITS extension with the full mask planes: useful for debugging, 4 bytes a pixel more for everybody."""
+
+    scorer: str | None = None
+    """Name of the plugged-in scorer that gives ``reliability``; None: null in every packet."""
+
+    min_reliability: float | None = Field(None, ge=0, le=1)
+    """DiaSources scored below are neither stored nor sent; None: all are. Means nothing without a scorer."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.cutout_min_pixels > self.cutout_max_pixels:
+            msg = f"cutout_min_pixels = {self.cutout_min_pixels} is more than cutout_max_pixels = {self.cutout_max_pixels}"
+            raise ValueError(msg)
+        if self.min_reliability is not None and self.scorer is None:
+            msg = "min_reliability needs a scorer: without one every DiaSource would be dropped"
+            raise ValueError(msg)
+        return self
+
+
+class WorkersConfig(_Section):
+    """``[workers]``: the processes that compute."""
+
+    count: int = Field(1, ge=1)
+    """One is safe on any machine; set it to cores / threads_per_worker where memory_limit_bytes times count fits."""
+
+    threads_per_worker: int = Field(2, ge=1)
+    """Threads of FFTs and compiled loops; beyond two the pixels of one exposure gain little."""
+
+    deadline_s: float = Field(300.0, gt=0)
+    """An exposure still in a worker after this is killed: far above three times the slowest honest one."""
+
+    memory_limit_bytes: int = Field(4 << 30, ge=64 << 20)
+    """Private resident memory (mapped tiles apart) at which a worker is killed: an honest 4096² exposure needs 1.5 GiB."""
+
+    warm_up_timeout_s: float = Field(300.0, gt=0)
+    """A worker that is not warm by then is started again; compiling every loop from nothing takes about a minute."""
+
+    max_deaths: int = Field(3, ge=1)
+    """Dead letter after so many worker deaths on one event: once is an accident, twice bad luck."""
+
+
+class LimitsConfig(_Section):
+    """``[limits]``: how long and how far."""
+
+    max_event_age_s: float = Field(14_400.0, gt=0)
+    """Since shutter close: older events are summarised as expired, and transient failures become dead letters. Four hours:
+    a broken link is repaired within them, and a backlog from last night does not eat tonight."""
+
+    max_pointing_offset_arcsec: float = Field(120.0, gt=0)
+    """Event against header: a dither is less, the wrong field is far more."""
+
+    retry_first_s: float = Field(1.0, gt=0)
+    """First pause after a transient failure; doubled each time, with jitter of a half either way."""
+
+    retry_max_s: float = Field(60.0, gt=0)
+    """Longest pause: a repaired dependency is noticed within a minute."""
+
+    image_wait_s: float = Field(600.0, ge=0)
+    """An image that is still not there so long after its event came never will be: dead letter, to be replayed by hand."""
+
+    lease_s: float = Field(30.0, gt=1)
+    """A claim not renewed for so long may be taken over; renewed every third of it. Short, since it is what a killed daemon's
+    successor waits for; well above a pause of the database."""
+
+    revoke_s: float = Field(20.0, ge=0)
+    """How long a rebalance may be held up to finish what is in flight; below the 30 s after which /livez calls the loop stuck."""
+
+    drain_s: float = Field(40.0, ge=0)
+    """After SIGTERM: time for what is in flight; with what follows (close, leave the group) below a grace period of 60 s."""
+
+
+class HttpConfig(_Section):
+    """``[http]``: /livez, /readyz and /metrics."""
+
+    enabled: bool = True
+    """Off for one-shot runs that nobody watches."""
+
+    host: str = "127.0.0.1"
+    """Loopback: metrics name instruments and rates; open it deliberately, where a scraper is elsewhere."""
+
+    port: int = Field(9117, ge=0, le=65535)
+    """Free of the well-known exporters; 0 takes any free port (the log says which)."""
+
+
+class LogConfig(_Section):
+    """``[log]``: what is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """About five lines an exposure; see `alertprod.logs` for what each level means."""
+
+    format: Literal["json", "console"] = "json"
+    """JSON for collectors; console for a human at a terminal."""
+
+
+class DaemonConfig(_Section):
+    """Everything the daemon is told; immutable, picklable, and safe to hand to worker processes."""
+
+    kafka: KafkaConfig = Field(default_factory=KafkaConfig)
+    """Brokers and delivery."""
+
+    topics: TopicsConfig = Field(default_factory=TopicsConfig)
+    """Topic names."""
+
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    """Database, outbox, templates."""
+
+    instruments: dict[str, InstrumentConfig] = Field(default_factory=dict)
+    """By the name events use; at least one is needed to run, which the factory checks (offline commands need none)."""
+
+    association: AssociationConfig = Field(default_factory=AssociationConfig)
+    """Matching."""
+
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    """Packets."""
+
+    workers: WorkersConfig = Field(default_factory=WorkersConfig)
+    """Processes."""
+
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    """Times and distances."""
+
+    http: HttpConfig = Field(default_factory=HttpConfig)
+    """Health and metrics."""
+
+    log: LogConfig = Field(default_factory=LogConfig)
+    """Log lines."""
+
+
+class _EnvironmentView(DaemonConfig, BaseSettings):
+    """The same fields for pydantic-settings' reader of the environment; only its field list is used."""
+
+
+def load_config(path: str | Path | None = None) -> DaemonConfig:
+    """Load a TOML file and lay the environment over it.
+
+    Parameters
+    ----------
+    path
+        The file; None for defaults and environment alone.
+
+    Raises
+    ------
+    ConfigError
+        Raised if the file cannot be read, a key is unknown, or a value does not fit; names the file (or the variable
+        of the environment) and the field.
+    """
+    source = "environment" if path is None else str(path)
+    data = {} if path is None else _read_toml(Path(path))
+    folder = Path.cwd() if path is None else Path(path).resolve().parent
+    environment = _environment()
+    merged = _overlay(data, environment)
+    try:
+        return DaemonConfig.model_validate(merged, context={"folder": folder})
+    except ValidationError as error:
+        raise _config_error(error, source, environment) from error
+
+
+def config_hash(config: DaemonConfig) -> str:
+    """Return the sha256 (hex) of everything that changes results: instruments, association, alerts.
+
+    Notes
+    -----
+    Hosts, topics, paths, limits and log settings leave it alone. A profile given as a file counts with its contents,
+    a packaged one with its name (the program's version stands for its contents).
+    """
+    facts = config.model_dump(mode="json", include={"instruments", "association", "alerts"})
+    for instrument in facts["instruments"].values():
+        instrument.pop("bands")  # labels of metrics
+        for key in ("profile", "template_profile"):
+            name = instrument[key]
+            if name is not None and Path(name).is_file():
+                instrument[key] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def redacted(config: DaemonConfig) -> dict[str, Any]:
+    """Return the configuration as plain data with passwords and keys starred out, for ``config show``."""
+    data = config.model_dump(mode="json")
+    for name in data["kafka"]["security"]:
+        if any(word in name for word in _SECRET_WORDS):
+            data["kafka"]["security"][name] = "***"
+    scheme, separator, rest = data["store"]["database_url"].partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if at:
+        data["store"]["database_url"] = f"{scheme}{separator}{credentials.partition(':')[0]}:***@{host}"
+    return data
+
+
+def limit_threads(count: int) -> None:
+    """Set how many threads FFTs, BLAS and compiled loops may use; call it before any of them is imported."""
+    for name in _THREAD_VARIABLES:
+        os.environ[name] = str(count)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(str(path), "(file)", error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "(file)", f"is not TOML: {error}") from error
+
+
+def _environment() -> dict[str, Any]:
+    """Return the overrides as nested maps; names are lower case."""
+    for name in os.environ:
+        section, nested, _ = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
+        if name.startswith(ENVIRONMENT_PREFIX) and nested and section.lower() not in DaemonConfig.model_fields:
+            raise ConfigError("environment", name, f"there is no section [{section.lower()}]")
+    try:
+        return EnvSettingsSource(_EnvironmentView, env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__")()
+    except ValueError as error:
+        raise ConfigError("environment", f"{ENVIRONMENT_PREFIX}*", f"{error} ({error.__cause__})") from error
+
+
+def _overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`; keys match without regard to case, since variables have none."""
+    merged = dict(base)
+    spelled = {key.lower(): key for key in merged}
+    for key, value in over.items():
+        name = spelled.get(key.lower(), key)
+        below = merged.get(name)
+        merged[name] = _overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _config_error(error: ValidationError, source: str, environment: Mapping[str, Any]) -> ConfigError:
+    """Name the first field that does not fit, and say which others do not."""
+    problems = [(".".join(str(part) for part in entry["loc"]) or "(file)", entry) for entry in error.errors()]
+    field, first = problems[0]
+    node: Any = environment
+    for part in first["loc"]:
+        node = node.get(str(part).lower()) if isinstance(node, Mapping) else None
+    if node is not None and not isinstance(node, Mapping):
+        source = "environment variable " + ENVIRONMENT_PREFIX + field.replace(".", "__").upper()
+    problem = "no such setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    others = list(dict.fromkeys(name for name, _ in problems[1:] if name != field))
+    return ConfigError(source, field, problem + (f" (and also: {', '.join(others)})" if others else ""))
