@@ -19,8 +19,8 @@ def _point_source_columns(band: str) -> tuple[Column, ...]:
         Column(f"{band}_psf_flux_mean_err", _F4, "nJy", "its standard error, 1 / sqrt(sum of weights)"),
         Column(f"{band}_psf_flux_sigma", _F4, "nJy", f"sample standard deviation (n - 1) of psf_flux in {band}"),
         Column(f"{band}_psf_flux_ndata", _I4, "", f"number of usable psf_flux in {band}"),
-        Column(f"{band}_fp_flux_mean", _F4, "nJy", f"inverse-variance mean of the forced difference flux in {band}"),
-        Column(f"{band}_fp_flux_mean_err", _F4, "nJy", "its standard error, 1 / sqrt(sum of weights)"),
+        Column(f"{band}_fp_flux_mean", _F4, "nJy", f"mean forced difference flux in {band}; not filled"),
+        Column(f"{band}_fp_flux_mean_err", _F4, "nJy", "its standard error; not filled"),
     )
 
 

@@ -1,0 +1,105 @@
+"""Forced photometry of known DiaObjects on one exposure: fluxes where nothing need have been detected."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from alertprod._typing import BoolArray, FloatArray
+from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS
+from alertprod.geometry.wcs import SkyWcs
+from alertprod.measurement.catalog import Catalog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExposureFacts:
+    """What association must know of the exposure; times are MJD in TAI."""
+
+    visit: int
+    detector: int
+    band: str
+    midpoint_mjd_tai: float
+    time_processed_mjd_tai: float
+    """When the rows are made; also the start of validity of the objects' new versions."""
+    wcs: SkyWcs
+    shape: tuple[int, int]
+    """Rows and columns of the difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedFluxes:
+    """Point-source fluxes at given positions, nJy, shape ``(n,)`` each; NaN where there is no usable pixel."""
+
+    psf_flux: FloatArray
+    psf_flux_err: FloatArray
+    science_flux: FloatArray
+    science_flux_err: FloatArray
+
+
+class MeasureForced(Protocol):
+    """Measures at pixel positions, shape ``(n,)``, on the difference and on the science image."""
+
+    def __call__(self, *, x: FloatArray, y: FloatArray) -> ForcedFluxes:
+        """Return the fluxes in the order of the positions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForcedConfig:
+    """Which objects are worth measuring again and again."""
+
+    min_sources: int = 2
+    """An object seen once may be an artefact; the second detection makes it worth following."""
+
+    min_reliability: float = 0.5
+    """A source counts as good from here; sources nobody scored count as good."""
+
+    max_trail_length_arcsec: float = 1.4
+    """A longer trail moves on: its place will be empty next time."""
+
+
+def select_objects(objects: Catalog, sources: Catalog, config: ForcedConfig) -> BoolArray:
+    """Say which objects have at least ``config.min_sources`` good ones among `sources`, shape ``(objects.n_rows,)``."""
+    good = ~(sources["glint_trail"] | sources["is_dipole"])
+    good &= ~(sources["reliability"] < config.min_reliability)
+    good &= ~(sources["trail_length_arcsec"] > config.max_trail_length_arcsec)
+    ids, counts = np.unique(sources["dia_object_id"][good], return_counts=True)
+    enough: BoolArray = np.isin(objects["dia_object_id"], ids[counts >= config.min_sources])
+    return enough
+
+
+def measure_forced_sources(
+    objects: Catalog, facts: ExposureFacts, measure: MeasureForced, id_factory: Callable[[], int]
+) -> Catalog:
+    """Measure the flux at the place of each object that lies on the exposure.
+
+    Parameters
+    ----------
+    objects
+        `DIA_OBJECT_COLUMNS`: those to measure.
+    id_factory
+        Gives the ids, in the order of the objects' ids.
+
+    Returns
+    -------
+    Catalog
+        `DIA_FORCED_SOURCE_COLUMNS`, by increasing object id. An object off the image has no row, nor has one where
+        neither image has a usable pixel: there is nothing to tell.
+    """
+    objects = objects.select(np.argsort(objects["dia_object_id"], kind="stable"))
+    x, y = facts.wcs.sky_to_pixel(ra_deg=objects["ra_deg"], dec_deg=objects["dec_deg"])
+    ny, nx = facts.shape
+    inside = (x >= -0.5) & (x < nx - 0.5) & (y >= -0.5) & (y < ny - 0.5)
+    objects, x, y = objects.select(inside), x[inside], y[inside]
+    fluxes = measure(x=x, y=y)
+    known = np.isfinite(fluxes.psf_flux) | np.isfinite(fluxes.science_flux)
+    forced = Catalog(DIA_FORCED_SOURCE_COLUMNS, int(known.sum()))
+    for name in ("dia_object_id", "ra_deg", "dec_deg"):
+        forced[name] = objects[name][known]
+    for name in ("psf_flux", "psf_flux_err", "science_flux", "science_flux_err"):
+        forced[name] = getattr(fluxes, name)[known]
+    for name in ("visit", "detector", "band", "midpoint_mjd_tai", "time_processed_mjd_tai"):
+        forced[name] = getattr(facts, name)
+    forced["dia_forced_source_id"] = [id_factory() for _ in range(forced.n_rows)]
+    return forced
