@@ -1,0 +1,211 @@
+"""The writer's schema of an Avro event, by its id: from a registry, or from the project's own table.
+
+With a registry configured the table is not asked: a registry numbers its schemas from 1 too, so an id
+means one thing or the other, never both.
+"""
+
+import functools
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, Protocol, TypeVar
+
+import fastavro
+
+from alertprod._resources import schemas_directory
+from alertprod.errors import ConfigError, InvalidEvent, RegistryUnavailable
+
+SCHEMA_IDS: Final[Mapping[int, str]] = {1: "visit_ready", 2: "next_visit", 3: "visit_summary", 4: "dead_letter"}
+"""Ids 1 to 99 are ours. An id is for ever: a changed schema gets a new id, the old file stays."""
+
+MAX_EVENT_BYTES: Final = 1 << 20
+"""A visit_ready with a thousand template URIs is a tenth of this; what is longer is no event."""
+
+_MAX_SCHEMA_BYTES: Final = 1 << 20
+_MAX_SCHEMA_NODES: Final = 2000
+"""Of a registry's schema with its named types written out; ours have about 20. Bounds the work on each event."""
+
+_CACHED_SCHEMAS: Final = 256
+_UNKNOWN_FOR_S: Final = 30.0
+"""An unknown id is not asked for again before this: bad events must not become load on the registry."""
+
+_PRIMITIVES: Final = frozenset({"boolean", "int", "long", "float", "double", "bytes", "string"})
+
+ParsedSchema = Any
+"""What `fastavro.parse_schema` returns."""
+
+_V = TypeVar("_V")
+
+
+class WriterSchemas(Protocol):
+    """Where decoding finds the schema that an event was written with."""
+
+    def get(self, schema_id: int) -> ParsedSchema:
+        """Return the parsed schema; `InvalidEvent` for an unknown id, `RegistryUnavailable` when it cannot be known."""
+        ...
+
+
+class FixedSchemas:
+    """The table `SCHEMA_IDS`: needs no registry."""
+
+    def get(self, schema_id: int) -> ParsedSchema:
+        """Return the parsed schema; see `WriterSchemas`."""
+        name = SCHEMA_IDS.get(schema_id)
+        if name is None:
+            raise InvalidEvent(
+                "schema id", f"nobody knows {schema_id}; ours are {min(SCHEMA_IDS)} to {max(SCHEMA_IDS)}"
+            )
+        return load_event_schema(name)
+
+
+@functools.cache
+def load_event_schema(name: str) -> ParsedSchema:
+    """Return the parsed schema of one of our events, for example ``visit_ready``."""
+    path = schemas_directory() / f"alertprod.v1.{name}.avsc"
+    return fastavro.parse_schema(json.loads(path.read_text(encoding="utf-8")))
+
+
+class RegistrySchemas:
+    """Schemas from a Confluent-compatible registry, kept once they are known. Thread-safe.
+
+    Parameters
+    ----------
+    url
+        Root of the registry's REST interface, http or https.
+    timeout_s
+        For one request; `get` blocks for as long, so decode away from the thread that polls Kafka or keep it
+        well below ``max.poll.interval.ms``.
+    authorization
+        Value of the Authorization header, where the registry wants one.
+
+    Raises
+    ------
+    ConfigError
+        Raised if `url` is not http or https.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 5.0, authorization: str | None = None) -> None:
+        if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
+            raise ConfigError("configuration", "registry url", f"{url!r} is neither http nor https")
+        self._url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._headers = {"Accept": "application/vnd.schemaregistry.v1+json, application/json"}
+        if authorization is not None:
+            self._headers["Authorization"] = authorization
+        self._lock = threading.Lock()
+        self._known: OrderedDict[int, ParsedSchema] = OrderedDict()
+        self._unknown: OrderedDict[int, float] = OrderedDict()
+
+    def get(self, schema_id: int) -> ParsedSchema:
+        """Return the parsed schema; see `WriterSchemas`."""
+        with self._lock:
+            if schema_id in self._known:
+                self._known.move_to_end(schema_id)
+                return self._known[schema_id]
+            asked_at = self._unknown.get(schema_id)
+        if asked_at is not None and time.monotonic() - asked_at < _UNKNOWN_FOR_S:
+            raise InvalidEvent("schema id", f"the registry does not know {schema_id}")
+        answer = self._fetch(schema_id)
+        if answer is None:
+            with self._lock:
+                _remember(self._unknown, schema_id, time.monotonic())
+            raise InvalidEvent("schema id", f"the registry does not know {schema_id}")
+        schema = parse_foreign_schema(answer, schema_id)
+        with self._lock:
+            _remember(self._known, schema_id, schema)
+        return schema
+
+    def _fetch(self, schema_id: int) -> bytes | None:
+        request = urllib.request.Request(f"{self._url}/schemas/ids/{schema_id}", headers=self._headers)  # noqa: S310 - the scheme is checked above
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+                body: bytes = response.read(_MAX_SCHEMA_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == HTTPStatus.NOT_FOUND:
+                return None
+            raise RegistryUnavailable(f"{self._url}: schema {schema_id}: HTTP status {error.code}") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise RegistryUnavailable(f"{self._url}: schema {schema_id}: {error!r}") from error
+        if len(body) > _MAX_SCHEMA_BYTES:
+            raise InvalidEvent("schema id", f"schema {schema_id} is longer than {_MAX_SCHEMA_BYTES} bytes")
+        return body
+
+
+def parse_foreign_schema(answer: bytes, schema_id: int) -> ParsedSchema:
+    """Parse a registry's answer to ``GET schemas/ids/N``.
+
+    Raises
+    ------
+    InvalidEvent
+        Raised if the schema is not Avro, refers to other subjects, or allows a few bytes of an event to
+        stand for unbounded data: recursion, values of no bytes in arrays, thousands of nested fields.
+    RegistryUnavailable
+        Raised if the answer is not a registry's: a proxy's page, for example.
+    """
+    try:
+        document = json.loads(answer)
+        text = document["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RegistryUnavailable(f"the answer for schema {schema_id} is not a registry's: {error!r}") from error
+    if document.get("schemaType", "AVRO") != "AVRO":
+        raise InvalidEvent("schema id", f"schema {schema_id} is {document['schemaType']}, not Avro")
+    if document.get("references"):
+        raise InvalidEvent("schema id", f"schema {schema_id} refers to other subjects, which is not supported")
+    try:
+        declared = json.loads(text)
+        schema = fastavro.parse_schema(declared)
+        _SchemaGuard().check(fastavro.schema.expand_schema(declared), schema_id)
+    except InvalidEvent:
+        raise
+    except Exception as error:  # fastavro raises whatever a malformed schema makes its code trip over
+        raise InvalidEvent("schema id", f"schema {schema_id} cannot be used: {error!r}") from error
+    return schema
+
+
+class _SchemaGuard:
+    """Refuses schemas that let few bytes stand for much; works on schemas with named types written out."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def check(self, schema: Any, schema_id: int) -> None:
+        """Walk the schema; every value outside a union must cost at least one byte."""
+        self._nodes += 1
+        if self._nodes > _MAX_SCHEMA_NODES:
+            raise InvalidEvent("schema id", f"schema {schema_id} has more than {_MAX_SCHEMA_NODES} nested types")
+        match schema:
+            case list():
+                for branch in schema:
+                    if branch != "null":
+                        self.check(branch, schema_id)
+            case {"type": "record" | "error", "fields": [*fields]} if fields:
+                for field in fields:
+                    self.check(field["type"], schema_id)
+            case {"type": "array", "items": items}:
+                self.check(items, schema_id)
+            case {"type": "map", "values": values}:
+                self.check(values, schema_id)
+            case {"type": "enum"}:
+                pass
+            case {"type": "fixed", "size": int(size)} if size > 0:
+                pass
+            case {"type": dict() | list() as inner}:
+                self.check(inner, schema_id)
+            case {"type": str(name)} | str(name) if name in _PRIMITIVES:
+                pass
+            case _:
+                raise InvalidEvent("schema id", f"schema {schema_id} is recursive or has values of no bytes")
+
+
+def _remember(table: OrderedDict[int, _V], schema_id: int, value: _V) -> None:
+    table[schema_id] = value
+    while len(table) > _CACHED_SCHEMAS:
+        table.popitem(last=False)
