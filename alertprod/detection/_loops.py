@@ -1,0 +1,272 @@
+"""Compiled loops of detection: the matched filter, growing, labelling, peaks. Plain arrays in and out."""
+
+import numpy as np
+from numba import njit
+
+POSITIVE, NEGATIVE = 1, 2
+"""Bits of the images of detected pixels."""
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def filter_significance(image, variance, mask, bad_bits, kernel_y, kernel_x, squared_y, squared_x, out):
+    """Correlate with a sum of separable kernels and divide by the noise of the sum.
+
+    `kernel_y`, `kernel_x`: (rank, n_y) and (rank, n_x); `squared_*`: (n_y,), (n_x,), the squared kernel.
+    Pixels with a bad bit, a non-finite value or no variance count as absent. `out` is zero where none is left.
+    """
+    ny, nx = image.shape
+    rank, taps_y = kernel_y.shape
+    taps_x = kernel_x.shape[1]
+    half_y, half_x = taps_y // 2, taps_x // 2
+    ring = np.zeros((rank + 1, taps_y, nx), dtype=np.float32)
+    values = np.zeros(nx + 2 * half_x, dtype=np.float32)
+    variances = np.zeros(nx + 2 * half_x, dtype=np.float32)
+    total = np.empty(nx, dtype=np.float32)
+    noise = np.empty(nx, dtype=np.float32)
+    for y in range(ny + half_y):
+        slot = y % taps_y
+        if y < ny:
+            for x in range(nx):
+                v, d = variance[y, x], image[y, x]
+                if (mask[y, x] & bad_bits) == 0 and 0.0 < v < np.inf and -np.inf < d < np.inf:
+                    values[x + half_x] = d
+                    variances[x + half_x] = v
+                else:
+                    values[x + half_x] = 0.0
+                    variances[x + half_x] = 0.0
+            for r in range(rank):
+                row = ring[r, slot]
+                row[:] = 0.0
+                for k in range(taps_x):
+                    c = kernel_x[r, k]
+                    for x in range(nx):
+                        row[x] += c * values[x + k]
+            row = ring[rank, slot]
+            row[:] = 0.0
+            for k in range(taps_x):
+                c = squared_x[k]
+                for x in range(nx):
+                    row[x] += c * variances[x + k]
+        else:
+            ring[:, slot, :] = 0.0
+        y_out = y - half_y
+        if y_out < 0:
+            continue
+        total[:] = 0.0
+        noise[:] = 0.0
+        for k in range(taps_y):
+            slot = (y_out - half_y + k) % taps_y
+            for r in range(rank):
+                c = kernel_y[r, k]
+                row = ring[r, slot]
+                for x in range(nx):
+                    total[x] += c * row[x]
+            c = squared_y[k]
+            row = ring[rank, slot]
+            for x in range(nx):
+                noise[x] += c * row[x]
+        for x in range(nx):
+            out[y_out, x] = total[x] / np.sqrt(noise[x]) if noise[x] > 0.0 else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True)
+def threshold_bits(significance, threshold, positive, negative):
+    """Return the flat indices of pixels at or beyond the threshold, in raster order, and their polarity bits."""
+    ny, nx = significance.shape
+    count = 0
+    for y in range(ny):
+        for x in range(nx):
+            s = significance[y, x]
+            if (positive and s >= threshold) or (negative and s <= -threshold):
+                count += 1
+    pixels = np.empty(count, dtype=np.int64)
+    bits = np.empty(count, dtype=np.uint8)
+    count = 0
+    for y in range(ny):
+        for x in range(nx):
+            s = significance[y, x]
+            if positive and s >= threshold:
+                pixels[count] = y * nx + x
+                bits[count] = POSITIVE
+                count += 1
+            elif negative and s <= -threshold:
+                pixels[count] = y * nx + x
+                bits[count] = NEGATIVE
+                count += 1
+    return pixels, bits
+
+
+@njit(cache=True, nogil=True)
+def paint_disks(pixels, bits, radius, painted):
+    """Set in `painted` the bit of each detected pixel on the disk of `radius` about it.
+
+    Pixels whose four neighbours are all set before painting need no disk: theirs is inside the neighbours'.
+    """
+    ny, nx = painted.shape
+    half_widths = np.empty(radius + 1, dtype=np.int64)
+    for dy in range(radius + 1):
+        half_widths[dy] = int(np.sqrt(float(radius * radius - dy * dy)))
+    for i in range(pixels.size):
+        y, x = pixels[i] // nx, pixels[i] % nx
+        painted[y, x] |= bits[i]
+    inner = np.zeros(pixels.size, dtype=np.bool_)
+    for i in range(pixels.size):
+        y, x = pixels[i] // nx, pixels[i] % nx
+        b = bits[i]
+        inner[i] = (
+            0 < y < ny - 1
+            and 0 < x < nx - 1
+            and (painted[y - 1, x] & painted[y + 1, x] & painted[y, x - 1] & painted[y, x + 1] & b) != 0
+        )
+    for i in range(pixels.size):
+        if inner[i]:
+            continue
+        y, x = pixels[i] // nx, pixels[i] % nx
+        b = bits[i]
+        for dy in range(-radius, radius + 1):
+            row = y + dy
+            if row < 0 or row >= ny:
+                continue
+            w = half_widths[abs(dy)]
+            for column in range(max(0, x - w), min(nx, x + w + 1)):
+                painted[row, column] |= b
+
+
+@njit(cache=True, nogil=True)
+def _find(parent, i):
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@njit(cache=True, nogil=True)
+def label_pixels(painted, bit):
+    """Label the eight-connected components of ``painted & bit``.
+
+    Returns the flat indices of the pixels in raster order, the component of each (numbered by first pixel in
+    raster order) and the number of components.
+    """
+    ny, nx = painted.shape
+    count = 0
+    for y in range(ny):
+        for x in range(nx):
+            if painted[y, x] & bit:
+                count += 1
+    pixels = np.empty(count, dtype=np.int64)
+    parent = np.arange(count)
+    above = np.full(nx + 2, -1, dtype=np.int64)
+    current = np.full(nx + 2, -1, dtype=np.int64)
+    i = 0
+    for y in range(ny):
+        current[:] = -1
+        for x in range(nx):
+            if not painted[y, x] & bit:
+                continue
+            pixels[i] = y * nx + x
+            current[x + 1] = i
+            for neighbour in (current[x], above[x], above[x + 1], above[x + 2]):
+                if neighbour >= 0:
+                    a, b = _find(parent, neighbour), _find(parent, i)
+                    if a < b:
+                        parent[b] = a
+                    elif b < a:
+                        parent[a] = b
+            i += 1
+        above, current = current, above
+    component = np.empty(count, dtype=np.int64)
+    n_components = 0
+    for i in range(count):
+        root = _find(parent, i)
+        if root == i:
+            component[i] = n_components
+            n_components += 1
+        else:
+            component[i] = component[root]
+    return pixels, component, n_components
+
+
+@njit(cache=True, nogil=True)
+def find_peaks(significance, pixels, bits):
+    """Return which of the detected pixels are extrema of their sign among their eight neighbours.
+
+    Of equal neighbours the first in raster order is the peak.
+    """
+    ny, nx = significance.shape
+    is_peak = np.ones(pixels.size, dtype=np.bool_)
+    for i in range(pixels.size):
+        y, x = pixels[i] // nx, pixels[i] % nx
+        sign = 1.0 if bits[i] == POSITIVE else -1.0
+        s = sign * significance[y, x]
+        for dy in range(-1, 2):
+            for dx in range(-1, 2):
+                row, column = y + dy, x + dx
+                if (dy == 0 and dx == 0) or row < 0 or row >= ny or column < 0 or column >= nx:
+                    continue
+                other = sign * significance[row, column]
+                if other > s or (other == s and (dy < 0 or (dy == 0 and dx < 0))):
+                    is_peak[i] = False
+    return is_peak
+
+
+@njit(cache=True, nogil=True)
+def compute_coverage(image, variance, mask, bad_bits, weight, x, y):
+    """Return the share of `weight` (n, n), centred on each (x, y), that falls on usable pixels."""
+    ny, nx = image.shape
+    half_y, half_x = weight.shape[0] // 2, weight.shape[1] // 2
+    total = weight.sum()
+    coverage = np.zeros(x.size)
+    for i in range(x.size):
+        covered = 0.0
+        for j in range(weight.shape[0]):
+            row = y[i] + j - half_y
+            if row < 0 or row >= ny:
+                continue
+            for k in range(weight.shape[1]):
+                column = x[i] + k - half_x
+                if column < 0 or column >= nx:
+                    continue
+                v, d = variance[row, column], image[row, column]
+                if (mask[row, column] & bad_bits) == 0 and 0.0 < v < np.inf and -np.inf < d < np.inf:
+                    covered += weight[j, k]
+        coverage[i] = covered / total
+    return coverage
+
+
+@njit(cache=True, nogil=True)
+def clipped_medians(image, usable, row_edges, column_edges, n_sigma, n_iterations, max_pixels):
+    """Return clipped median, robust sigma and number of usable pixels of each bin.
+
+    At most about `max_pixels` pixels of a bin are looked at, on a regular sub-grid. The clip uses the median
+    and 1.4826 times the median absolute deviation.
+    """
+    n_rows, n_columns = row_edges.size - 1, column_edges.size - 1
+    level = np.full((n_rows, n_columns), np.nan)
+    sigma = np.full((n_rows, n_columns), np.nan)
+    number = np.zeros((n_rows, n_columns), dtype=np.int64)
+    for i in range(n_rows):
+        for j in range(n_columns):
+            height = row_edges[i + 1] - row_edges[i]
+            width = column_edges[j + 1] - column_edges[j]
+            step = max(1, int(np.floor(np.sqrt(height * width / max_pixels))))
+            values = np.empty(height * width, dtype=np.float64)
+            n = 0
+            for y in range(row_edges[i], row_edges[i + 1], step):
+                for x in range(column_edges[j], column_edges[j + 1], step):
+                    if usable[y, x]:
+                        values[n] = image[y, x]
+                        n += 1
+            number[i, j] = n
+            if n == 0:
+                continue
+            values = values[:n]
+            for _ in range(n_iterations + 1):
+                middle = np.median(values)
+                spread = 1.4826 * np.median(np.abs(values - middle))
+                kept = values[np.abs(values - middle) <= n_sigma * spread] if spread > 0.0 else values
+                level[i, j] = middle
+                sigma[i, j] = spread
+                if kept.size == values.size or kept.size == 0:
+                    break
+                values = kept
+    return level, sigma, number

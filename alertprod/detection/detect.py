@@ -1,0 +1,257 @@
+"""Detect sources of both signs on an image of known noise: matched filter, threshold, footprints.
+
+The significance of a pixel is the signal-to-noise ratio of a point source centred on it,
+``sum(K d) / sqrt(sum(K^2 V))``, not the ratio of a smoothed image to a smoothed variance.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from alertprod._typing import FloatArray, IntArray
+from alertprod.detection import _loops
+from alertprod.detection.footprints import FootprintSet, build_footprints
+from alertprod.images.mask import plane_bits
+from alertprod.images.masked_image import MaskedImage
+from alertprod.psf.model import PointSpreadFunction
+
+_FILTER_POWER = 0.999
+"""Share of the PSF's squared sum within the filter's box: the wings cost time and bring no signal."""
+
+_FILTER_EFFICIENCY = 0.998
+"""Signal-to-noise kept by approximating the PSF with separable terms: one for a Gaussian, two for most PSFs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectionConfig:
+    """How sources are found."""
+
+    threshold: float = 5.0
+    """Significance of the faintest peak: about six false peaks per 4096 x 4096 pixels of white noise at 4.4 pixels FWHM."""
+
+    polarity: Literal["both", "positive", "negative"] = "both"
+    """Sign of the peaks that are looked for."""
+
+    merge: bool = True
+    """Join positive and negative footprints that touch: the two lobes of a dipole are one source."""
+
+    n_sigma_to_grow: float = 2.4
+    """Growth of a footprint in PSF sigmas, the reference's: it then holds the source to the noise."""
+
+    min_pixels: int = 1
+    """Fewest pixels beyond the threshold that make a footprint."""
+
+    excluded_planes: tuple[str, ...] = ("NO_DATA", "BAD", "SAT", "CR", "EDGE")
+    """Pixels of these planes get no weight in the filter, as have those that are not finite or have no variance."""
+
+    min_coverage: float = 0.5
+    """Share of the filter's power that must lie on usable pixels for a peak to count; 0.5 is a source on the edge."""
+
+
+def detect(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction | float,
+    *,
+    config: DetectionConfig | None = None,
+    smooth: bool = True,
+    set_planes: bool = False,
+) -> FootprintSet:
+    """Detect sources on a background-free image.
+
+    Parameters
+    ----------
+    masked_image
+        Image and its variance; noise is taken as uncorrelated between pixels. Masked and non-finite pixels have no
+        weight: a source beside them keeps its significance in what is left.
+    psf
+        The point spread function (its image at `average_position` is the filter), or the sigma in pixels of a
+        Gaussian.
+    config
+        `DetectionConfig`; the defaults are the reference task's.
+    smooth
+        Off for an image that is already a matched-filter score: significance is then ``image / sqrt(variance)``.
+    set_planes
+        Set DETECTED and DETECTED_NEGATIVE on the grown footprints, in place; the bits there before are cleared.
+
+    Returns
+    -------
+    FootprintSet
+        In its fixed total order.
+
+    Notes
+    -----
+    The filter is the PSF cut to 99.9 % of its power and written as the fewest separable terms that keep 99.8 %
+    of the signal-to-noise: a Gaussian filter of the best sigma loses 1 to 2 % on a Moffat profile. Its noise is
+    propagated with the same (squared) kernel, so that pure noise has significance N(0, 1) whatever the kernel.
+    """
+    config = config or DetectionConfig()
+    bad_bits = plane_bits(*config.excluded_planes)
+    sigma = psf if isinstance(psf, int | float) else psf.compute_sigma()
+    if not (np.isfinite(sigma) and sigma > 0):
+        msg = f"PSF sigma is {sigma}; a positive finite number of pixels is needed"
+        raise ValueError(msg)
+    kernel = _filter_kernel(psf)
+    if smooth:
+        significance = compute_significance(masked_image, kernel, bad_bits=bad_bits)
+    else:
+        significance = _unsmoothed_significance(masked_image, bad_bits)
+    footprints, painted = _find_footprints(masked_image, significance, kernel, float(sigma), bad_bits, config)
+    if set_planes:
+        _set_detected_planes(masked_image, painted)
+    return footprints
+
+
+def compute_significance(masked_image: MaskedImage, kernel: FloatArray, *, bad_bits: int) -> FloatArray:
+    """Return the signal-to-noise ratio of a source of shape `kernel` at each pixel: float32, zero where none is usable.
+
+    Parameters
+    ----------
+    masked_image
+        Background-free image with its variance.
+    kernel
+        Odd-sided, centred on its middle pixel; any scale.
+    bad_bits
+        Mask bits of pixels without weight.
+    """
+    kernel_y, kernel_x, squared_y, squared_x = _separate(kernel)
+    significance = np.empty(masked_image.shape, dtype=np.float32)
+    _loops.filter_significance(
+        masked_image.image,
+        masked_image.variance,
+        masked_image.mask,
+        bad_bits,
+        kernel_y,
+        kernel_x,
+        squared_y,
+        squared_x,
+        significance,
+    )
+    return significance
+
+
+def _filter_kernel(psf: PointSpreadFunction | float) -> FloatArray:
+    """Return the PSF's kernel image cut to the central box that holds its power."""
+    if isinstance(psf, int | float):
+        half = max(1, int(np.ceil(4.0 * psf)))
+        u = np.arange(-half, half + 1, dtype=float)
+        profile = np.exp(-0.5 * (u / psf) ** 2)
+        kernel: FloatArray = np.outer(profile, profile)
+    else:
+        x, y = psf.average_position
+        kernel = psf.compute_kernel_image(x=x, y=y)
+    kernel = kernel / kernel.sum()
+    middle = kernel.shape[0] // 2
+    power = (kernel**2).sum()
+    for half in range(1, middle + 1):
+        core = kernel[middle - half : middle + half + 1, middle - half : middle + half + 1]
+        if (core**2).sum() >= _FILTER_POWER * power:
+            return core
+    return kernel
+
+
+def _separate(kernel: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Return float32 rows and columns of the separable terms, and of one term for the squared kernel."""
+    u, s, vt = np.linalg.svd(kernel)
+    efficiency = np.sqrt(np.cumsum(s**2) / np.sum(s**2))
+    rank = int(np.searchsorted(efficiency, _FILTER_EFFICIENCY)) + 1
+    kernel_y, kernel_x = (u[:, :rank] * s[:rank]).T, vt[:rank]
+    squared = (kernel_y.T @ kernel_x) ** 2
+    u, s, vt = np.linalg.svd(squared)
+    squared_y, squared_x = u[:, 0], vt[0]
+    # The sum is kept exactly: it is the noise where the variance is smooth, which is nearly everywhere.
+    scale = squared.sum() / (squared_y.sum() * squared_x.sum())
+    single = (np.ascontiguousarray(a, dtype=np.float32) for a in (kernel_y, kernel_x, squared_y * scale, squared_x))
+    kernel_y, kernel_x, squared_y, squared_x = single
+    return kernel_y, kernel_x, squared_y, squared_x
+
+
+def _unsmoothed_significance(masked_image: MaskedImage, bad_bits: int) -> FloatArray:
+    usable = masked_image.usable(bad_bits)
+    significance = np.zeros(masked_image.shape, dtype=np.float32)
+    significance[usable] = masked_image.image[usable] / np.sqrt(masked_image.variance[usable])
+    return significance
+
+
+def _find_footprints(
+    masked_image: MaskedImage,
+    significance: FloatArray,
+    kernel: FloatArray,
+    sigma: float,
+    bad_bits: int,
+    config: DetectionConfig,
+) -> tuple[FootprintSet, IntArray]:
+    """Return the footprints and the uint8 image of grown pixels by polarity."""
+    pixels, bits = _loops.threshold_bits(
+        significance,
+        np.float32(config.threshold),
+        config.polarity != "negative",
+        config.polarity != "positive",
+    )
+    if config.min_pixels > 1:
+        pixels, bits = _drop_small(masked_image.shape, pixels, bits, config.min_pixels)
+    painted = np.zeros(masked_image.shape, dtype=np.uint8)
+    _loops.paint_disks(pixels, bits, int(config.n_sigma_to_grow * sigma + 0.5), painted)
+
+    is_peak = _loops.find_peaks(significance, pixels, bits)
+    peak_pixels, peak_bits = pixels[is_peak], bits[is_peak]
+    n_columns = masked_image.shape[1]
+    coverage = _loops.compute_coverage(
+        masked_image.image,
+        masked_image.variance,
+        masked_image.mask,
+        bad_bits,
+        kernel**2,
+        peak_pixels % n_columns,
+        peak_pixels // n_columns,
+    )
+    covered = coverage >= config.min_coverage
+    peak_pixels, peak_bits = peak_pixels[covered], peak_bits[covered]
+
+    groups = (_loops.POSITIVE | _loops.NEGATIVE,) if config.merge else (_loops.POSITIVE, _loops.NEGATIVE)
+    all_pixels, all_owners, all_peaks, all_peak_owners = [], [], [], []
+    first_number = 0
+    for group in groups:
+        grown, owner, count = _loops.label_pixels(painted, group)
+        peaks = peak_pixels[(peak_bits & group) != 0]
+        all_pixels.append(grown)
+        all_owners.append(owner + first_number)
+        all_peaks.append(peaks)
+        all_peak_owners.append(owner[np.searchsorted(grown, peaks)] + first_number)
+        first_number += count
+    peaks = np.concatenate(all_peaks)
+    footprints = build_footprints(
+        shape=masked_image.shape,
+        sigma=sigma,
+        pixels=np.concatenate(all_pixels),
+        owner=np.concatenate(all_owners),
+        peak_pixels=peaks,
+        peak_owner=np.concatenate(all_peak_owners),
+        peak_significance=significance.reshape(-1)[peaks],
+    )
+    return footprints, painted
+
+
+def _drop_small(
+    shape: tuple[int, int], pixels: IntArray, bits: IntArray, min_pixels: int
+) -> tuple[IntArray, IntArray]:
+    """Drop detected pixels whose component of their own sign has fewer than `min_pixels`."""
+    detected = np.zeros(shape, dtype=np.uint8)
+    detected.reshape(-1)[pixels] = bits
+    kept = np.zeros(len(pixels), dtype=bool)
+    for sign in (_loops.POSITIVE, _loops.NEGATIVE):
+        of_sign, owner, count = _loops.label_pixels(detected, sign)
+        large = np.bincount(owner, minlength=count)[owner] >= min_pixels
+        kept[np.searchsorted(pixels, of_sign[large])] = True
+    return pixels[kept], bits[kept]
+
+
+def _set_detected_planes(masked_image: MaskedImage, painted: IntArray) -> None:
+    positive, negative = plane_bits("DETECTED"), plane_bits("DETECTED_NEGATIVE")
+    mask = masked_image.mask
+    mask &= ~np.array(positive | negative, dtype=mask.dtype)
+    flat = np.flatnonzero(painted)
+    found = painted.reshape(-1)[flat]
+    rows, columns = flat // mask.shape[1], flat % mask.shape[1]
+    mask[rows, columns] |= np.where(found & _loops.POSITIVE, positive, 0).astype(mask.dtype)
+    mask[rows, columns] |= np.where(found & _loops.NEGATIVE, negative, 0).astype(mask.dtype)
