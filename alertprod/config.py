@@ -10,22 +10,23 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from alertprod.errors import ConfigError
 
-ENVIRONMENT_PREFIX = "ALERTPROD_"
+ENVIRONMENT_PREFIX: Final = "ALERTPROD_"
 
 OverrideValue = bool | int | float | str | list[Any] | None
 """What a field of a task's configuration can be set to."""
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_SECRET_WORDS = ("password", "secret", "token", "key.pem", "oauthbearer.config", "username")
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SECRET_WORDS: Final = ("password", "secret", "token", "key.pem", "oauthbearer.config", "username")
 
 
 def _absolute(value: Any, info: ValidationInfo) -> Any:
@@ -94,6 +95,9 @@ class KafkaConfig(_Section):
 
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
     """Transactions, because duplicates cost every consumer downstream; the in-process broker's are hollow, there it is at-least-once."""
+
+    registry_url: str | None = None
+    """Schema registry for Avro events; None: the project's own fixed ids, which need none."""
 
     security: dict[str, str] = Field(default_factory=dict, repr=False)
     """librdkafka properties for every client (``security.protocol``, ``sasl.*``, ``ssl.*``); empty: a trusted network."""
@@ -340,6 +344,8 @@ class DaemonConfig(_Section):
 class _EnvironmentView(DaemonConfig, BaseSettings):
     """The same fields for pydantic-settings' reader of the environment; only its field list is used."""
 
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+
 
 def load_config(path: str | Path | None = None) -> DaemonConfig:
     """Load a TOML file and lay the environment over it.
@@ -397,10 +403,25 @@ def redacted(config: DaemonConfig) -> dict[str, Any]:
     return data
 
 
-def limit_threads(count: int) -> None:
-    """Set how many threads FFTs, BLAS and compiled loops may use; call it before any of them is imported."""
-    for name in _THREAD_VARIABLES:
-        os.environ[name] = str(count)
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let processes started within use at most `count` threads for FFTs, BLAS and compiled loops.
+
+    Notes
+    -----
+    Those libraries read the environment when they are loaded, which in a spawned process may be before the first
+    line of ours runs: so it is set here, in the parent, and put back.
+    """
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(count)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

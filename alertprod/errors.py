@@ -9,7 +9,7 @@
     ├─ BadInputError      dead letter, commit
     │  ├─ InvalidEvent, CorruptImage, HeaderMismatch, SchemaMismatch, TemplateUnreadable
     ├─ ProcessingError    dead letter with its numbers, commit
-    │  ├─ InsufficientKernelSources, BadSubtraction, TooManyDiaSources
+    │  ├─ InsufficientKernelSources, BadSubtraction, TooManyDiaSources, WorkerDied
     ├─ NoWorkFound        nothing to do: said in the visit summary, no dead letter
     │  └─ NoTemplateCoverage
     └─ PartialWriteError  stored but not published: publish again, never recompute
@@ -162,6 +162,17 @@ class TooManyDiaSources(ProcessingError):
 
     def __str__(self) -> str:
         return f"{self.n} DiaSources, the limit is {self.limit}"
+
+
+class WorkerDied(ProcessingError):
+    """Worker processes died on this exposure too often; `cause` is crash, deadline or memory, of the last one."""
+
+    def __init__(self, cause: str, deaths: int) -> None:
+        super().__init__(cause, deaths)
+        self.cause, self.deaths = cause, deaths
+
+    def __str__(self) -> str:
+        return f"{self.deaths} workers died on it, the last one of: {self.cause}"
 
 
 class NoWorkFound(AlertprodError):
