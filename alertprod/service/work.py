@@ -1,12 +1,13 @@
 """What goes to a worker process and what comes back: small, picklable facts; alerts stay in the outbox."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from alertprod.errors import AlertprodError
-
-if TYPE_CHECKING:
-    from alertprod.stream.messages import VisitReady
+from alertprod.store.ledger import Claimed, EventPosition
+from alertprod.store.outbox import OutboxFile
+from alertprod.stream.messages import VisitReady
 
 WorkOutcome = Literal["stored", "failed", "claim_lost"]
 """``stored``: the ledger row is `stored` and the outbox file is there. ``failed``: see `WorkResult.error`, or
@@ -17,23 +18,14 @@ WorkOutcome = Literal["stored", "failed", "claim_lost"]
 class WorkOrder:
     """One exposure to compute and store."""
 
-    event: "VisitReady"
+    event: VisitReady
     """The validated event."""
 
-    topic: str
-    """Where the event came from; goes into the ledger row, so that a stored row can be proven published."""
+    position: EventPosition
+    """Where the event came from."""
 
-    partition: int
-    """Its partition: the lane."""
-
-    offset: int
-    """Its offset."""
-
-    claim_token: str
-    """What the ledger knows our claim by; the store compares and sets on it."""
-
-    claims: int
-    """How often this exposure has been claimed, this time included."""
+    claim: Claimed
+    """Our claim; the store compares and sets on it."""
 
     received_unix_s: float
     """When the event left the broker, seconds UTC since 1970."""
@@ -60,17 +52,8 @@ class WorkResult:
     outcome: WorkOutcome
     """See `WorkOutcome`."""
 
-    outbox_uri: str | None = None
-    """Where the packets' bytes are, when stored."""
-
-    outbox_sha256: str | None = None
-    """Hash of the outbox file's contents, as its footer says."""
-
-    n_alerts: int = 0
-    """Packets in the outbox."""
-
-    bodies_sha256: str | None = None
-    """Hash of the packets' bodies in order: what a consumer can check the visit summary against."""
+    outbox: OutboxFile | None = None
+    """Where the packets' bytes are, how many, and their hash; set when stored."""
 
     counts: dict[str, int] = field(default_factory=dict)
     """Counts by kind for the summary: dia_sources, new_objects, forced_sources, …"""
@@ -94,6 +77,31 @@ class WorkResult:
     """The traceback's text, where the failure is a bug."""
 
 
+def summary_facts(
+    event: VisitReady,
+    *,
+    counts: Mapping[str, int] | None = None,
+    stage_seconds: Mapping[str, float] | None = None,
+    figures: Mapping[str, float] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return what the ledger keeps with a stored exposure.
+
+    Notes
+    -----
+    The pipeline hands this to the store. A daemon that finds the row `stored` after a crash makes the visit summary
+    from it alone: it has the bytes, and no event.
+    """
+    return {
+        "band": event.band,
+        "shutter_close_mjd_tai": event.shutter_close_mjd_tai,
+        "counts": dict(counts or {}),
+        "stage_seconds": dict(stage_seconds or {}),
+        "figures": dict(figures or {}),
+        "versions": dict(versions or {}),
+    }
+
+
 class Pipeline(Protocol):
     """What a worker process runs; built once in it, and fed one order at a time."""
 
@@ -102,7 +110,15 @@ class Pipeline(Protocol):
         ...
 
     def process(self, order: WorkOrder) -> WorkResult:
-        """Compute and store one exposure; errors of the tree may be raised or returned."""
+        """Compute and store one exposure.
+
+        Raises
+        ------
+        AlertprodError
+            Raised or returned in the result, with the same effect.
+        ClaimLost
+            Raised if the claim is not ours any more; the same as the outcome ``claim_lost``.
+        """
         ...
 
 

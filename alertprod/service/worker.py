@@ -22,6 +22,7 @@ from alertprod.config import LogConfig, WorkersConfig, limited_threads
 from alertprod.errors import AlertprodError
 from alertprod.logs import bind_exposure, configure_logs, get_logger
 from alertprod.service.work import PipelineFactory, WorkOrder, WorkResult
+from alertprod.store.ledger import ClaimLost
 
 DeathCause = Literal["crash", "deadline", "memory", "warm_up"]
 
@@ -302,6 +303,8 @@ def _run_worker(connection: Connection, factory: PipelineFactory, log_config: Lo
             except MemoryError:
                 log.exception("out of memory")
                 os._exit(_EXIT_OUT_OF_MEMORY)
+            except ClaimLost:
+                result = WorkResult(outcome="claim_lost")
             except AlertprodError as error:
                 result = WorkResult(outcome="failed", error=error)
             except Exception:  # noqa: BLE001 - a bug: the daemon logs the traceback with the event
