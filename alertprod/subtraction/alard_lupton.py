@@ -1,0 +1,429 @@
+"""Match the PSF of one image to another's and subtract: Alard & Lupton (1998), Alard (2000).
+
+The difference is science minus template on the science image's photometric scale, whichever image is convolved.
+"""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.errors import InsufficientKernelSources
+from alertprod.geometry.box import Box
+from alertprod.images.mask import plane_bits
+from alertprod.images.masked_image import MaskedImage
+from alertprod.psf.model import FWHM_PER_SIGMA, PointSpreadFunction
+from alertprod.subtraction.basis import KernelBasis, choose_widths, compute_trace_fwhm, make_alard_lupton_basis
+from alertprod.subtraction.candidates import CandidateList, StampGeometry
+from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.convolve import convolve_image, convolve_variance, fill_bad_pixels, grow_mask
+from alertprod.subtraction.kernel_solution import (
+    SpatialSolution,
+    StampEquations,
+    build_equations,
+    solve_single,
+    solve_spatial,
+)
+from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel, count_terms, spatial_terms
+
+Convolved = Literal["template", "science"]
+"""The image that was convolved."""
+
+ConvolveMode = Literal["template", "science", "auto"]
+"""The image to convolve; "auto" takes the template unless it is the broader one in both axes."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFit:
+    """The matching kernel and how it was found.
+
+    Attributes
+    ----------
+    kernel
+        Turns the convolved image into the other one.
+    background
+        What is left in the other one, in its units.
+    used, rejected
+        Indices of the star positions: in the last fit, and thrown out of it. The others were never tried.
+    residual_rms
+        Of each used star, in units of its noise.
+    condition_number
+        Of the spatial fit.
+    mode
+        How the widths of the basis were chosen: "config", "convolution" or "deconvolution".
+    """
+
+    kernel: SpatialKernel
+    background: SpatialBackground
+    used: IntArray
+    rejected: IntArray
+    residual_rms: FloatArray
+    condition_number: float
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class MatchResult:
+    """A matched pair and its difference.
+
+    Attributes
+    ----------
+    difference
+        science - template, on the science image's scale.
+    matched
+        The convolved image; a convolved science image is brought back to its own photometric scale.
+    kernel
+        As fitted: its sum is the flux ratio of the image not convolved to the convolved one.
+    background
+        The differential background, ``difference = science - template - background`` with the matched image in place
+        of the convolved one.
+    convolved
+        "template" or "science".
+    used, rejected, residual_rms, condition_number, mode
+        As in `KernelFit`.
+    kernel_sum
+        At the middle of the image.
+    psf
+        Of a star in the difference, before any decorrelation.
+    seconds
+        Wall time of the parts.
+    """
+
+    difference: MaskedImage
+    matched: MaskedImage
+    kernel: SpatialKernel
+    background: SpatialBackground
+    convolved: Convolved
+    used: IntArray
+    rejected: IntArray
+    residual_rms: FloatArray
+    condition_number: float
+    mode: str
+    kernel_sum: float
+    psf: PointSpreadFunction
+    seconds: dict[str, float]
+
+
+def match_images(
+    science: MaskedImage,
+    template: MaskedImage,
+    *,
+    science_psf: PointSpreadFunction,
+    template_psf: PointSpreadFunction,
+    star_x: FloatArray,
+    star_y: FloatArray,
+    star_flux: FloatArray | None = None,
+    config: AlardLuptonConfig | None = None,
+    convolve: ConvolveMode = "template",
+) -> MatchResult:
+    """Find the kernel that matches two images of one pixel grid, and subtract.
+
+    Parameters
+    ----------
+    science, template
+        Same shape and pixel grid. Planes that shall not reach the difference are to be cleared before.
+    science_psf, template_psf
+        Their widths choose direction and basis; the kernel itself is found from the pixels.
+    star_x, star_y
+        Positions of stars, shape ``(n,)``, pixels of the two images.
+    star_flux
+        Ranks them, brightest first; from the pixels where absent.
+
+    Returns
+    -------
+    MatchResult
+        Pixels without data in either image are NaN with NO_DATA and infinite variance; bits of the convolved image
+        spread as far as the kernel reaches; the rim that was convolved with made-up pixels is EDGE. DETECTED planes
+        are cleared: they belong to the images, not to the difference.
+
+    Raises
+    ------
+    InsufficientKernelSources
+        Raised if fewer than `min_kernel_sources` stars are usable, before or after clipping.
+    ValueError
+        Raised if the shapes differ.
+
+    Notes
+    -----
+    The variance is that of each pixel; neighbours are correlated until `decorrelate` has run.
+    """
+    if science.shape != template.shape:
+        msg = f"science image of shape {science.shape}, template of shape {template.shape}"
+        raise ValueError(msg)
+    config = config or AlardLuptonConfig()
+    started = perf_counter()
+    direction = choose_direction(convolve, science_psf=science_psf, template_psf=template_psf)
+    if direction == "template":
+        source, target, source_psf, target_psf = template, science, template_psf, science_psf
+    else:
+        source, target, source_psf, target_psf = science, template, science_psf, template_psf
+    fit = fit_kernel(
+        source,
+        target,
+        convolved_psf=source_psf,
+        reference_psf=target_psf,
+        star_x=star_x,
+        star_y=star_y,
+        star_flux=star_flux,
+        config=config,
+    )
+    fitted = perf_counter()
+    matched = convolve_masked_image(source, fit.kernel, config=config)
+    convolved = perf_counter()
+    kernel_sum = fit.kernel.kernel_sum()
+    if direction == "template":
+        background = fit.background
+        difference = _subtract(target, matched, background)
+    else:
+        background = fit.background.scaled(-1.0 / kernel_sum)
+        _rescale(matched, 1.0 / kernel_sum)
+        rescaled = target.copy()
+        _rescale(rescaled, 1.0 / kernel_sum)
+        difference = _subtract(matched, rescaled, background)
+    subtracted = perf_counter()
+    return MatchResult(
+        difference=difference,
+        matched=matched,
+        kernel=fit.kernel,
+        background=background,
+        convolved=direction,
+        used=fit.used,
+        rejected=fit.rejected,
+        residual_rms=fit.residual_rms,
+        condition_number=fit.condition_number,
+        mode=fit.mode,
+        kernel_sum=kernel_sum,
+        psf=target_psf,
+        seconds={"fit": fitted - started, "convolve": convolved - fitted, "subtract": subtracted - convolved},
+    )
+
+
+def choose_direction(
+    mode: ConvolveMode, *, science_psf: PointSpreadFunction, template_psf: PointSpreadFunction
+) -> Convolved:
+    """Say which image to convolve: in "auto" the template, where it is no wider than the science image in some axis."""
+    if mode != "auto":
+        return mode
+    try:
+        x, y = science_psf.average_position
+        science_xx, science_yy, _ = science_psf.compute_moments(x=x, y=y)
+        x, y = template_psf.average_position
+        template_xx, template_yy, _ = template_psf.compute_moments(x=x, y=y)
+    except ValueError:
+        # A PSF that has no moments says nothing about widths: the default direction.
+        return "template"
+    return "template" if template_xx <= science_xx or template_yy <= science_yy else "science"
+
+
+def fit_kernel(
+    convolved: MaskedImage,
+    reference: MaskedImage,
+    *,
+    convolved_psf: PointSpreadFunction,
+    reference_psf: PointSpreadFunction,
+    star_x: FloatArray,
+    star_y: FloatArray,
+    star_flux: FloatArray | None,
+    config: AlardLuptonConfig,
+) -> KernelFit:
+    """Solve for the kernel that makes `convolved` look like `reference`, throwing out stars that do not fit.
+
+    Notes
+    -----
+    Kernel and background orders are lowered where the stars are fewer than twice the terms.
+    """
+    convolved_fwhm, reference_fwhm = compute_trace_fwhm(convolved_psf), compute_trace_fwhm(reference_psf)
+    sigmas, size, mode = choose_widths(config, convolved_fwhm=convolved_fwhm, reference_fwhm=reference_fwhm)
+    basis = make_alard_lupton_basis(sigmas, config.alard_deg_gauss, size, mode=mode)
+    candidates = CandidateList(
+        convolved,
+        reference,
+        x=np.asarray(star_x, dtype=float),
+        y=np.asarray(star_y, dtype=float),
+        flux=star_flux,
+        geometry=StampGeometry.for_kernel(size),
+        config=config,
+    )
+    excess = max(reference_fwhm**2 - convolved_fwhm**2, 0.0) / FWHM_PER_SIGMA**2
+    # The sum of squares of a Gaussian kernel; 1 where none is needed. NaN widths leave 1.
+    variance_factor = 1.0 / max(1.0, 4.0 * np.pi * excess) if np.isfinite(excess) else 1.0
+    clipping = _Clipping(candidates, basis, convolved.box, variance_factor, config)
+    solution, orders = clipping.run()
+    equations = clipping.equations
+    kernel_terms = np.tensordot(solution.kernel.T, basis.images, axes=1)
+    rms = clipping.measure(solution, orders)[1]
+    return KernelFit(
+        kernel=SpatialKernel(kernel_terms, orders[0], convolved.box),
+        background=SpatialBackground(
+            solution.background if len(solution.background) else np.zeros(1),
+            solution.background_errors if len(solution.background) else np.zeros(1),
+            orders[1] if len(solution.background) else 0,
+            convolved.box,
+        ),
+        used=equations.index,
+        rejected=np.array(sorted(clipping.rejected), dtype=np.int64),
+        residual_rms=rms,
+        condition_number=solution.condition_number,
+        mode=mode,
+    )
+
+
+class _Clipping:
+    """The loop of reference section 3d: own kernels, kernel sums, spatial fit, each rejecting stars, others moving up."""
+
+    def __init__(
+        self,
+        candidates: CandidateList,
+        basis: KernelBasis,
+        box: Box,
+        variance_factor: float,
+        config: AlardLuptonConfig,
+    ) -> None:
+        self._candidates, self._basis, self._box, self._config = candidates, basis, box, config
+        self._variance_factor = variance_factor
+        self._gram = np.einsum("iyx,jyx->ij", basis.images, basis.images)
+        self.rejected: list[int] = []
+        first = candidates.take(np.zeros(0, dtype=np.int64))
+        self._require(len(first))
+        self.equations = self._build(first)
+
+    def run(self) -> tuple[SpatialSolution, tuple[int, int]]:
+        config = self._config
+        self._clip_single(self.equations)
+        for _ in range(config.max_spatial_iterations):
+            solution, orders = self._solve()
+            if not config.spatial_kernel_clipping:
+                return solution, orders
+            mean, rms = self.measure(solution, orders)
+            if not self._reject(self._outside(mean, rms)):
+                return solution, orders
+            fresh = self._candidates.take(self.equations.index)
+            if len(fresh):
+                self._clip_single(self._build(fresh), known=self.equations)
+        return self._solve()
+
+    def measure(self, solution: SpatialSolution, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+        kernel_terms, background_terms = self._terms(orders)
+        return self.equations.measure_residuals(solution.evaluate(kernel_terms, background_terms))
+
+    def _build(self, indices: IntArray) -> StampEquations:
+        return build_equations(
+            self._candidates, indices, self._basis, variance_factor=self._variance_factor, config=self._config
+        )
+
+    def _clip_single(self, fresh: StampEquations, known: StampEquations | None = None) -> None:
+        """Judge fresh stars by their own kernels, let others move up in their cells, then judge the kernel sums."""
+        config = self._config
+        accepted = known
+        while len(fresh):
+            own = solve_single(fresh)
+            bad = ~np.all(np.isfinite(own), axis=1)
+            if config.single_kernel_clipping:
+                bad |= self._outside(*fresh.measure_residuals(np.nan_to_num(own)))
+            self.rejected += fresh.index[bad].tolist()
+            passed = fresh.select(~bad)
+            accepted = passed if accepted is None else accepted.joined(passed)
+            following = self._candidates.take(accepted.index) if bad.any() else fresh.index[:0]
+            if not len(following):
+                break
+            fresh = self._build(following)
+        self.equations = fresh if accepted is None else accepted
+        self._require(len(self.equations))
+        if config.kernel_sum_clipping:
+            while True:
+                # All flux is in the first basis kernel.
+                sums = solve_single(self.equations)[:, 0]
+                centre = np.median(sums)
+                spread = 1.4826 * np.median(np.abs(sums - centre))
+                if len(sums) < 3 or not self._reject(np.abs(sums - centre) > config.max_ksum_sigma * spread):
+                    break
+
+    def _outside(self, mean: FloatArray, rms: FloatArray) -> BoolArray:
+        # Where the variance planes are too small for all stars alike, no star is to blame.
+        common = max(1.0, float(np.median(rms)))
+        outside: BoolArray = np.abs(mean) > self._config.candidate_residual_mean_max * common
+        outside |= ~(rms <= self._config.candidate_residual_std_max * common)
+        return outside
+
+    def _reject(self, bad: BoolArray) -> bool:
+        if not bad.any():
+            return False
+        self.rejected += self.equations.index[bad].tolist()
+        self.equations = self.equations.select(~bad)
+        self._require(len(self.equations))
+        return True
+
+    def _require(self, n: int) -> None:
+        if n < self._config.min_kernel_sources:
+            raise InsufficientKernelSources(n, self._config.min_kernel_sources)
+
+    def _orders(self) -> tuple[int, int]:
+        """Lower the orders where stars are few: half as many terms as stars."""
+        n = len(self.equations)
+        kernel, background = self._config.spatial_kernel_order, self._config.spatial_bg_order
+        while kernel > 0 and 2 * count_terms(kernel) > n:
+            kernel -= 1
+        while background > 0 and 2 * count_terms(background) > n:
+            background -= 1
+        return kernel, background
+
+    def _terms(self, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+        x, y = self.equations.x, self.equations.y
+        kernel_terms = spatial_terms(orders[0], self._box, x=x, y=y)
+        if not self._config.fit_for_background:
+            return kernel_terms, np.zeros((len(x), 0))
+        return kernel_terms, spatial_terms(orders[1], self._box, x=x, y=y)
+
+    def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
+        orders = self._orders()
+        kernel_terms, background_terms = self._terms(orders)
+        solution = solve_spatial(
+            self.equations,
+            kernel_terms,
+            background_terms,
+            gram=self._gram,
+            correct_noise_bias=self._config.correct_noise_bias,
+        )
+        return solution, orders
+
+
+def convolve_masked_image(source: MaskedImage, kernel: SpatialKernel, *, config: AlardLuptonConfig) -> MaskedImage:
+    """Convolve image and variance, spread the mask; see `match_images` for pixels without data and for the rim."""
+    no_data = ~source.usable(plane_bits("NO_DATA"))
+    bad = no_data | ((source.mask & plane_bits(*config.fill_mask_planes)) != 0)
+    image = convolve_image(fill_bad_pixels(source.image, bad), kernel, n_threads=config.n_threads)
+    variance = convolve_variance(fill_bad_pixels(source.variance, bad), kernel.squared(), n_threads=config.n_threads)
+    extent = kernel.compute_extent(config.kernel_extent_fraction)
+    mask = grow_mask(np.where(no_data, source.mask | plane_bits("NO_DATA"), source.mask), extent)
+    _set_rim(mask, int(np.ceil(extent)), plane_bits("EDGE"))
+    image[no_data] = np.nan
+    variance[no_data] = np.inf
+    return MaskedImage(image, mask, variance)
+
+
+def _set_rim(mask: IntArray, width: int, bits: int) -> None:
+    if width > 0:
+        mask[:width] |= bits
+        mask[-width:] |= bits
+        mask[:, :width] |= bits
+        mask[:, -width:] |= bits
+
+
+def _rescale(image: MaskedImage, factor: float) -> None:
+    image.image *= np.float32(factor)
+    image.variance *= np.float32(factor**2)
+
+
+def _subtract(minuend: MaskedImage, subtrahend: MaskedImage, background: SpatialBackground) -> MaskedImage:
+    image = minuend.image - subtrahend.image
+    image -= background.compute_image()
+    variance = minuend.variance + subtrahend.variance
+    mask = minuend.mask | subtrahend.mask
+    mask &= ~np.int32(plane_bits("DETECTED", "DETECTED_NEGATIVE"))
+    unknown = ~(np.isfinite(image) & np.isfinite(variance))
+    image[unknown] = np.nan
+    variance[unknown] = np.inf
+    mask[unknown] |= plane_bits("NO_DATA")
+    return MaskedImage(image, mask, variance)

@@ -1,0 +1,135 @@
+"""Convolve images with kernels that vary over the field.
+
+Cost does not depend on the number of basis functions: the terms of a `SpatialKernel` are composite kernels. The image
+is multiplied by each spatial term before its convolution, so that light is spread by the kernel of the place where it
+comes from. Done in tiles whose transforms stay in the processor's cache.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import scipy.fft
+from numpy.polynomial import chebyshev
+
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.subtraction import _loops
+from alertprod.subtraction.spatial import SpatialKernel, normalised_axes, term_degrees
+
+_FILL_RADIUS = 4
+"""Reach in pixels when bad pixels are replaced: spans bad columns; inside larger holes there is nothing to know."""
+
+_TILE_SIDES = (256, 512, 1024)
+"""Sides of the transforms; the first of which the kernel's rim takes less than a third is used."""
+
+
+def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int = 2) -> FloatArray:
+    """Convolve with a spatially varying kernel.
+
+    Parameters
+    ----------
+    image
+        Shape of the kernel's box, finite everywhere; see `fill_bad_pixels`.
+    kernel
+        ``out(x) = sum_u K(u; x - u) image(x - u)``.
+
+    Returns
+    -------
+    FloatArray
+        float32. Beyond the borders the image is taken as mirrored: the rim of half a kernel is a guess.
+    """
+    half = kernel.size // 2
+    ny, nx = image.shape
+    if (ny, nx) != kernel.box.shape:
+        msg = f"image of shape {image.shape}, kernel for {kernel.box.shape}"
+        raise ValueError(msg)
+    side = next((s for s in _TILE_SIDES if 2 * half < s // 3), scipy.fft.next_fast_len(6 * half + 2, real=True))
+    step = side - 2 * half
+    tiles_y, tiles_x = -(-ny // step), -(-nx // step)
+    pad = ((half, tiles_y * step - ny + half), (half, tiles_x * step - nx + half))
+    padded = np.pad(image.astype(np.float32, copy=False), pad, mode="symmetric")
+    u, v = normalised_axes(
+        kernel.box,
+        x=np.arange(padded.shape[1]) - half + kernel.box.x_min,
+        y=np.arange(padded.shape[0]) - half + kernel.box.y_min,
+    )
+    terms_u = chebyshev.chebvander(u, kernel.order).T.astype(np.float32)
+    terms_v = chebyshev.chebvander(v, kernel.order).T.astype(np.float32)
+    wrapped = np.zeros((len(kernel.terms), side, side))
+    wrapped[:, : kernel.size, : kernel.size] = kernel.terms
+    transfer = scipy.fft.rfft2(np.roll(wrapped, (-half, -half), axis=(1, 2))).astype(np.complex64)
+    degrees = term_degrees(kernel.order)
+    result = np.empty((tiles_y * step, tiles_x * step), dtype=np.float32)
+
+    def convolve_row(row: int) -> None:
+        rows = slice(row * step, row * step + side)
+        for column in range(tiles_x):
+            columns = slice(column * step, column * step + side)
+            block = padded[rows, columns]
+            partial = {0: scipy.fft.rfft(block, axis=1)}
+            total = np.zeros(transfer.shape[1:], dtype=np.complex64)
+            for term, (i, j) in enumerate(degrees):
+                if i not in partial:
+                    partial[i] = scipy.fft.rfft(block * terms_u[i, columns], axis=1)
+                along_y = partial[i] if j == 0 else partial[i] * terms_v[j, rows, None]
+                spectrum = scipy.fft.fft(along_y, axis=0)
+                spectrum *= transfer[term]
+                total += spectrum
+            tile = scipy.fft.irfft2(total, s=(side, side), overwrite_x=True)
+            result[row * step : (row + 1) * step, column * step : (column + 1) * step] = tile[
+                half : half + step, half : half + step
+            ]
+
+    if n_threads > 1 and tiles_y > 1:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(convolve_row, range(tiles_y)))
+    else:
+        for row in range(tiles_y):
+            convolve_row(row)
+    return np.ascontiguousarray(result[:ny, :nx])
+
+
+def convolve_variance(variance: FloatArray, squared_kernel: SpatialKernel, *, n_threads: int = 2) -> FloatArray:
+    """Propagate a variance plane: convolve with the kernel's square; covariances between pixels are not kept.
+
+    Parameters
+    ----------
+    variance
+        Positive and finite everywhere.
+    squared_kernel
+        From `SpatialKernel.squared`.
+    """
+    result = convolve_image(variance, squared_kernel, n_threads=n_threads)
+    # Rounding of the transforms must not bring faint pixels beside bright ones to zero or below.
+    floor = float(variance.min()) * float(squared_kernel.compute_image(x=0.0, y=0.0).sum()) * 1e-3
+    return np.maximum(result, np.float32(floor), out=result)
+
+
+def fill_bad_pixels(plane: FloatArray, bad: BoolArray) -> FloatArray:
+    """Replace bad pixels so that a convolution spreads something likely.
+
+    Parameters
+    ----------
+    plane
+        Image or variance, shape ``(ny, nx)``.
+    bad
+        True where the plane must not be used; pixels that are not finite must be among them.
+
+    Returns
+    -------
+    FloatArray
+        float32 copy: near good pixels their mean weighted with the inverse squared distance, else the good pixels'
+        median; zero where there is no good pixel at all.
+    """
+    plane = np.ascontiguousarray(plane, dtype=np.float32)
+    if not bad.any():
+        return plane.copy()
+    stride = max(1, int(np.sqrt(plane.size / 250_000)))
+    good = plane[::stride, ::stride][~bad[::stride, ::stride]]
+    fallback = float(np.median(good)) if good.size else 0.0
+    return _loops.fill_bad(plane, np.ascontiguousarray(bad), _FILL_RADIUS, fallback)
+
+
+def grow_mask(mask: IntArray, radius: float) -> IntArray:
+    """Spread every bit to the pixels within `radius`; returns a new int32 array."""
+    offsets_y, offsets_x = _loops.disc_offsets(radius)
+    return _loops.spread_mask(np.ascontiguousarray(mask, dtype=np.int32), offsets_y, offsets_x)
