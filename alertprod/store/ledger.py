@@ -211,8 +211,9 @@ class Ledger:
                 self._database.insert(EXPOSURE_LEDGER)
                 .values(**row_key, **new, claims=1, worker_deaths=0, first_claimed_unix_s=now)
                 .on_conflict_do_nothing()
-            )
-            if inserted.rowcount == 1:
+                .returning(ledger.claims)  # not the row count, which not every driver tells of an INSERT
+            ).first()
+            if inserted is not None:
                 return Claimed(key=key, claims=1, worker_deaths=0, owner=owner)
             claimed = connection.execute(
                 sa.update(EXPOSURE_LEDGER)
