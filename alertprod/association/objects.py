@@ -55,15 +55,13 @@ def summarize_objects(sources: Catalog, previous: Catalog, *, validity_start_mjd
 def _fill_positions(objects: Catalog, sources: Catalog, group: IntArray) -> None:
     n = objects["n_dia_sources"]
     vectors = unit_vectors(sources["ra_deg"], sources["dec_deg"])
-    summed = np.zeros((len(n), 3))
-    np.add.at(summed, group, vectors)
-    objects["ra_deg"], objects["dec_deg"] = sky_positions(summed)
+    objects["ra_deg"], objects["dec_deg"] = sky_positions(_sum_by(group, vectors, len(n)))
     for name, variance in (
         ("ra_err_deg", sources["ra_err_deg"].astype(float) ** 2),
         ("dec_err_deg", sources["dec_err_deg"].astype(float) ** 2),
         ("ra_dec_cov_deg2", sources["ra_dec_cov_deg2"].astype(float)),
     ):
-        of_mean = np.bincount(group, weights=variance, minlength=len(n)) / n.astype(float) ** 2
+        of_mean = _sum_by(group, variance, len(n)) / n.astype(float) ** 2
         objects[name] = of_mean if name == "ra_dec_cov_deg2" else np.sqrt(of_mean)
 
 
@@ -98,9 +96,16 @@ def _usable(flux: FloatArray, err: FloatArray) -> BoolArray:
 
 def _weighted_mean(flux: FloatArray, err: FloatArray, group: IntArray, n: int) -> tuple[FloatArray, FloatArray]:
     weight = err**-2
-    total = np.bincount(group, weights=weight, minlength=n)
+    total = _sum_by(group, weight, n)
     total[total == 0] = np.nan
-    return np.bincount(group, weights=weight * flux, minlength=n) / total, 1.0 / np.sqrt(total)
+    return _sum_by(group, weight * flux, n) / total, 1.0 / np.sqrt(total)
+
+
+def _sum_by(group: IntArray, values: FloatArray, n: int) -> FloatArray:
+    """Sum `values` group by group, in the order of the rows."""
+    sums = np.zeros((n, *values.shape[1:]))
+    np.add.at(sums, group, values)
+    return sums
 
 
 def _fill_spread(
@@ -110,10 +115,10 @@ def _fill_spread(
     n = objects.n_rows
     count = np.bincount(group, minlength=n).astype(float)
     count[count == 0] = np.nan
-    deviation = flux - (np.bincount(group, weights=flux, minlength=n) / count)[group]
+    deviation = flux - (_sum_by(group, flux, n) / count)[group]
     degrees = np.where(count > 1, count - 1, np.nan)
-    objects[f"{band}_psf_flux_sigma"] = np.sqrt(np.bincount(group, weights=deviation**2, minlength=n) / degrees)
-    objects[f"{band}_psf_flux_err_mean"] = np.bincount(group, weights=err, minlength=n) / count
+    objects[f"{band}_psf_flux_sigma"] = np.sqrt(_sum_by(group, deviation**2, n) / degrees)
+    objects[f"{band}_psf_flux_err_mean"] = _sum_by(group, err, n) / count
     consecutive = (np.diff(group) == 0) & (np.diff(mjd) > 0)
     slope = np.diff(flux)[consecutive] / np.diff(mjd)[consecutive]
     for name, values, of, choose in (

@@ -1,0 +1,87 @@
+"""The alert's Avro schema and its id: fixed by the version, so no registry is needed to read or write.
+
+The id is ``100 * major + minor`` of the version in the records' names, as Rubin numbers its schemas.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastavro.schema import fingerprint, load_schema_ordered, to_parsing_canonical_form
+
+from alertprod._resources import schemas_directory
+
+ALERT_SCHEMA_VERSION = "11.1"
+"""Rubin's newest; version and name of a record change together."""
+
+ALERT_SCHEMA_ID = 1101
+"""What `ALERT_SCHEMA_VERSION` is called in the framing of a message."""
+
+_NAMESPACE = "lsst.v11_1"
+
+_RECORDS = ("diaSource", "diaForcedSource", "diaObject", "ssSource", "mpc_orbits", "alert")
+"""In the order in which they refer to one another."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaFacts:
+    """What a schema registry would say of a schema."""
+
+    name: str
+    version: str
+    schema_id: int
+    n_fields: int
+    fingerprint: str
+    """CRC-64-AVRO of the parsing canonical form, hexadecimal."""
+
+
+@functools.cache
+def load_alert_schema() -> Mapping[str, Any]:
+    """Return the parsed schema of the alert record, the other records resolved inside it."""
+    folder = schemas_directory()
+    return load_schema_ordered([str(folder / f"{_NAMESPACE}.{record}.avsc") for record in _RECORDS])
+
+
+@functools.cache
+def compute_canonical_form() -> str:
+    """Return the parsing canonical form of the alert's schema: what a schema registry is given."""
+    return to_parsing_canonical_form(load_alert_schema())
+
+
+def list_schemas() -> list[SchemaFacts]:
+    """Return the facts of every alert schema that this program writes."""
+    schema = load_alert_schema()
+    return [
+        SchemaFacts(
+            name=f"{_NAMESPACE}.alert",
+            version=ALERT_SCHEMA_VERSION,
+            schema_id=ALERT_SCHEMA_ID,
+            n_fields=len(schema["fields"]),
+            fingerprint=fingerprint(compute_canonical_form(), "CRC-64-AVRO"),
+        )
+    ]
+
+
+@functools.cache
+def record_fields(record: str) -> Mapping[str, bool]:
+    """Return the fields of a record of the alert in their order, and whether each may be null."""
+    for schema in _walk_records(load_alert_schema()):
+        if schema["name"] == f"{_NAMESPACE}.{record}":
+            return {field["name"]: isinstance(field["type"], list) for field in schema["fields"]}
+    msg = f"the alert has no record {record}"
+    raise KeyError(msg)
+
+
+def _walk_records(schema: Any) -> Any:
+    """Yield every record defined inside a schema, itself first."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _walk_records(part)
+    elif isinstance(schema, dict):
+        if schema["type"] == "record":
+            yield schema
+            for field in schema["fields"]:
+                yield from _walk_records(field["type"])
+        elif schema["type"] == "array":
+            yield from _walk_records(schema["items"])

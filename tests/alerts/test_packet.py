@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from alertprod.alerts.avro import decode_alert, encode_alert
+from alertprod.alerts.cutouts import CutoutTriplet
+from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key, make_packets
+
+INFO = PacketInfo(observation_reason="survey", target_name="", program_version="0.1.0", config_hash="abc")
+
+
+def test_packet_of_a_known_object_holds_its_history_without_the_trigger(make_association, no_cutouts):
+    association = make_association(n_visits=3)
+    known, new = make_packets(association, no_cutouts(association), INFO)
+    assert known["diaSourceId"] == known["diaSource"]["diaSourceId"] == 1001
+    assert known["diaSource"]["diaObjectId"] == known["diaObject"]["diaObjectId"] == 100
+    assert [row["diaSourceId"] for row in known["prvDiaSources"]] == [100, 101, 102]
+    assert known["diaObject"]["nDiaSources"] == 1 + len(known["prvDiaSources"])
+    assert [row["visit"] for row in known["prvDiaForcedSources"]] == [0, 1, 2, 7]
+    assert {row["diaObjectId"] for row in known["prvDiaForcedSources"]} == {100}
+    assert known["diaObject"]["r_psfFluxNdata"] == 4
+    assert new["diaObject"]["diaObjectId"] == new["diaSourceId"] == 1002
+
+
+def test_packet_of_a_new_object_has_null_sources_and_an_empty_list_of_forced_ones(make_association, no_cutouts):
+    association = make_association(n_visits=0)
+    for packet in make_packets(association, no_cutouts(association), INFO):
+        assert packet["prvDiaSources"] is None
+        assert packet["prvDiaForcedSources"] == []
+        assert packet["diaObject"]["nDiaSources"] == 1
+        assert packet["ssSource"] is None
+        assert packet["mpc_orbits"] is None
+
+
+def test_missing_numbers_ids_and_empty_text_become_null(make_association, no_cutouts):
+    association = make_association(n_visits=0)
+    packet = next(make_packets(association, no_cutouts(association), INFO))
+    source = packet["diaSource"]
+    for field in ("ssObjectId", "parentDiaSourceId", "trailFlux", "reliability", "reliabilityVersion", "apFlux"):
+        assert source[field] is None
+    assert source["psfNdata"] == 0
+    assert source["isDipole"] is False
+    assert packet["diaObject"]["u_psfFluxMean"] is None
+    assert packet["diaObject"]["r_psfFluxSigma"] is None
+    assert packet["diaObject"]["u_psfFluxNdata"] == 0
+    assert (packet["observation_reason"], packet["target_name"]) == ("survey", None)
+
+
+def test_infinite_values_become_null_too(make_association, make_sources, no_cutouts):
+    sources = make_sources([50.0], [60.0])
+    sources["psf_chi2"] = np.inf
+    association = make_association(n_visits=0, sources=sources)
+    packet = next(make_packets(association, no_cutouts(association), INFO))
+    assert packet["diaSource"]["psfChi2"] is None
+
+
+def test_a_required_number_that_is_missing_is_refused(make_association, make_sources, no_cutouts):
+    sources = make_sources([50.0], [60.0])
+    sources["time_processed_mjd_tai"] = np.nan
+    association = make_association(n_visits=0, sources=sources)
+    with pytest.raises(ValueError, match="time_processed_mjd_tai is required"):
+        next(make_packets(association, no_cutouts(association), INFO))
+
+
+def test_solar_system_source_has_neither_object_nor_history(make_association, make_sources, no_cutouts):
+    sources = make_sources([50.0], [60.0])
+    sources["ss_object_id"] = 23133931615303
+    association = make_association(n_visits=3, sources=sources)
+    (packet,) = make_packets(association, no_cutouts(association), INFO)
+    for field in ("diaObject", "prvDiaSources", "prvDiaForcedSources"):
+        assert packet[field] is None
+    assert packet["diaSource"]["diaObjectId"] is None
+    assert alert_key(packet) == b"23133931615303"
+    assert decode_alert(encode_alert(packet)) == packet
+
+
+def test_packets_survive_the_wire(make_association):
+    association = make_association(n_visits=3)
+    triplets = [CutoutTriplet(b"difference", None, b"template"), CutoutTriplet(None, b"science", None)]
+    packets = list(make_packets(association, triplets, INFO))
+    assert [decode_alert(encode_alert(packet)) for packet in packets] == packets
+    assert packets[0]["cutoutDifference"] == b"difference"
+    assert packets[1]["cutoutScience"] == b"science"
+
+
+def test_one_triplet_a_source_is_required(make_association):
+    with pytest.raises(ValueError, match="zip"):
+        list(make_packets(make_association(), [CutoutTriplet(None, None, None)], INFO))
+
+
+def test_key_is_the_objects_id_and_headers_tell_the_rest(make_association, no_cutouts):
+    association = make_association()
+    packet = next(make_packets(association, no_cutouts(association), INFO))
+    assert alert_key(packet) == b"100"
+    headers = dict(alert_headers(packet, INFO))
+    assert headers == {
+        "schema_version": b"11.1",
+        "diaSourceId": b"1001",
+        "visit": b"7",
+        "detector": b"3",
+        "band": b"r",
+        "midpointMjdTai": b"61000.25",
+        "program_version": b"0.1.0",
+        "config_hash": b"abc",
+        "zero_point": b"measured",
+    }
+
+
+def test_headers_name_a_nominal_zero_point_and_the_producers_time(make_association, no_cutouts):
+    association = make_association()
+    packet = next(make_packets(association, no_cutouts(association), INFO))
+    headers = dict(alert_headers(packet, PacketInfo(is_nominal=True), producer_timestamp_ms=1_800_000_000_123))
+    assert headers["zero_point"] == b"nominal"
+    assert headers["producer_timestamp"] == b"1800000000123"
