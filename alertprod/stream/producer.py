@@ -1,0 +1,433 @@
+"""Alerts out: one exposure, its summary and its event's offset in one Kafka transaction.
+
+Everything here belongs to one publishing thread; only the constructor may be called from another. Without a
+transactional id the producer is idempotent and at-least-once, and the offsets are the caller's to commit.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from alertprod.errors import BrokerUnavailable, ConfigError
+from alertprod.stream.errors import (
+    REFUSED_CODES,
+    BrokerFatal,
+    CommitUncertain,
+    MessageRefused,
+    is_fatal,
+    kafka_error,
+    translate,
+)
+from alertprod.stream.records import Offset, OutgoingMessage, Receipt
+
+MAX_MESSAGE_BYTES: Final = 10 << 20
+"""Three cutouts of 102 pixels with a long history are a tenth of this; brokers and topics must allow as much."""
+
+Compression = Literal["zstd", "lz4", "snappy", "gzip", "none"]
+
+_ANY_PARTITION: Final = -1
+"""librdkafka's word for leaving it to the partitioner."""
+_CALL_S: Final = 2.0
+"""Of one blocking call of librdkafka, which is repeated until the deadline."""
+_PAUSE_S: Final = 0.2
+_SERVE_EVERY: Final = 256
+"""Messages produced between two looks at the delivery reports."""
+
+_log = logging.getLogger(__name__)
+
+
+def producer_configuration(
+    bootstrap_servers: str,
+    *,
+    transactional_id: str | None = None,
+    transaction_timeout_s: float = 60.0,
+    delivery_timeout_s: float = 45.0,
+    compression: Compression = "lz4",
+) -> dict[str, Any]:
+    """Return librdkafka's settings for a producer of alerts; each says why."""
+    settings: dict[str, Any] = {
+        "bootstrap.servers": bootstrap_servers,
+        "client.id": "alertprod",
+        # No duplicates and no gaps from retries; implies acks=all, at most 5 requests in flight.
+        "enable.idempotence": True,
+        "acks": "all",
+        # Outlives a leader's election (10 to 20 s), stays within the transaction.
+        "delivery.timeout.ms": round(min(delivery_timeout_s, transaction_timeout_s) * 1000),
+        # A flush sends at once what waits: lingering only lets batches grow while messages still come.
+        "linger.ms": 20,
+        "batch.size": 1 << 20,
+        "batch.num.messages": 10_000,
+        "compression.type": compression,
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        # The rest waits in the outbox file: what is produced faster than sent is held back, not dropped.
+        "queue.buffering.max.kbytes": 262_144,
+        # Java's partitioning: all clients put an object's alerts on the same partition.
+        "partitioner": "murmur2_random",
+        "allow.auto.create.topics": False,
+    }
+    if transactional_id is not None:
+        settings["transactional.id"] = transactional_id
+        settings["transaction.timeout.ms"] = round(transaction_timeout_s * 1000)
+    return settings
+
+
+class _Abortable(Exception):
+    """The transaction must be aborted; carries what to raise after that."""
+
+    def __init__(self, outcome: BrokerUnavailable | MessageRefused, *, timed_out: bool = False) -> None:
+        super().__init__(outcome)
+        self.outcome, self.timed_out = outcome, timed_out
+
+
+class _Batch:
+    """The delivery reports of one `publish`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.acked_at: list[float] = []
+        self.n_reported = 0
+        self.failure: BrokerUnavailable | BrokerFatal | MessageRefused | None = None
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self.acked_at) - self.n_reported
+
+    def expect(self) -> int:
+        self.acked_at.append(float("nan"))
+        return len(self.acked_at) - 1
+
+    def report(self, index: int, error: KafkaError | None, message: Message) -> None:
+        self.n_reported += 1
+        if error is None:
+            self.acked_at[index] = self._clock()
+        elif self.failure is None:
+            topic, value = str(message.topic()), message.value()
+            self.failure = (
+                MessageRefused(topic, _key(message), len(value or b""), error.str())
+                if error.code() in REFUSED_CODES
+                else translate(error, f"delivery to {topic}")
+            )
+
+
+class AlertProducer:
+    """Publishes batches of messages, each batch all or nothing where it is transactional.
+
+    Parameters
+    ----------
+    bootstrap_servers
+        ``host:port`` of one or more brokers, separated by commas.
+    transactional_id
+        The same after every restart of this daemon and different for any other: a second producer with the id
+        fences the first. None is at-least-once.
+    transaction_timeout_s
+        The broker aborts a transaction that is open for longer. Open transactions hold up every `read_committed`
+        reader of their topics.
+    delivery_timeout_s
+        After this a message counts as not delivered.
+    commit_timeout_s
+        How long the outcome of a commit is asked for before `CommitUncertain`; longer than a broker's restart.
+    compression
+        Of batches, by librdkafka's threads.
+    options
+        librdkafka settings that replace or add to `producer_configuration`: security, as a rule.
+    clock
+        Unix time in seconds, for the receipts.
+
+    Raises
+    ------
+    ConfigError
+        Raised if librdkafka does not take the settings.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        transactional_id: str | None = None,
+        transaction_timeout_s: float = 60.0,
+        delivery_timeout_s: float = 45.0,
+        commit_timeout_s: float = 120.0,
+        compression: Compression = "lz4",
+        options: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.transactional = transactional_id is not None
+        """Whether `publish` is all or nothing and carries offsets."""
+        self._transaction_timeout_s = transaction_timeout_s
+        self._delivery_timeout_s = delivery_timeout_s
+        self._commit_timeout_s = commit_timeout_s
+        self._clock = clock
+        self._started = False
+        self._must_abort = False
+        settings = producer_configuration(
+            bootstrap_servers,
+            transactional_id=transactional_id,
+            transaction_timeout_s=transaction_timeout_s,
+            delivery_timeout_s=delivery_timeout_s,
+            compression=compression,
+        )
+        try:
+            self._producer = Producer({**settings, **(options or {}), "error_cb": _on_error}, logger=_log)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise ConfigError("configuration", "kafka producer", str(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Register the transactional id: ends what an earlier producer left open, and fences it.
+
+        Do this before asking for committed offsets. May be called again after `BrokerUnavailable`; `publish` calls it
+        where it was not called.
+
+        Raises
+        ------
+        BrokerUnavailable
+            Raised if there is no answer in time.
+        BrokerFatal
+            Raised if the broker refuses for good.
+        """
+        if self._started:
+            return
+        if self.transactional:
+            try:
+                self._persist("start of the producer", self._producer.init_transactions, _after(timeout_s))
+            except _Abortable as error:
+                raise error.outcome from error
+        self._started = True
+
+    def publish(
+        self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset] = (), group_metadata: Any = None
+    ) -> Receipt:
+        """Publish messages and offsets.
+
+        1. begin a transaction, having ended an earlier one that could not be ended in its time;
+        2. produce every message, waiting where librdkafka's queue is full;
+        3. wait for every delivery report;
+        4. add the offsets to the transaction;
+        5. commit it, asking until the broker has answered.
+
+        An error in 2 to 4 aborts it. Without a transactional id only 2 and 3 are done.
+
+        Parameters
+        ----------
+        messages
+            In the order wanted; read once, as fast as they can be sent.
+        offsets
+            Of lanes assigned now: the offset after the event that is done with this.
+        group_metadata
+            `EventConsumer.group_metadata`, asked for just before.
+
+        Returns
+        -------
+        Receipt
+            When each message was acknowledged, and whether the offsets are committed.
+
+        Raises
+        ------
+        BrokerUnavailable
+            Raised if it could not be published; the transaction is aborted, or will be before the next. Publish again.
+        MessageRefused
+            Raised if one of the messages will never be taken; the transaction is aborted.
+        ProducerFenced, CommitUncertain, BrokerFatal
+            Raised if this producer is finished; exit.
+        """
+        self.start()
+        if not self.transactional:
+            return Receipt(tuple(self._deliver_at_least_once(messages)), offsets_committed=False)
+        if offsets and group_metadata is None:
+            msg = "offsets need the consumer's group metadata"
+            raise ValueError(msg)
+        if self._must_abort:
+            self._abort()
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            raise translate(error, "begin of a transaction") from error
+        try:
+            n_messages = self._fill_transaction(messages, offsets, group_metadata)
+        except _Abortable as error:
+            self._abort_quietly()
+            raise error.outcome from error
+        except BrokerFatal:
+            raise
+        except BaseException:  # the messages' source failed, or the process is being stopped
+            self._abort_quietly()
+            raise
+        self._commit()
+        now = self._clock()
+        return Receipt((now,) * n_messages, offsets_committed=bool(offsets))
+
+    def serve(self) -> None:
+        """Serve librdkafka's callbacks and log lines; call it now and then while there is nothing to publish."""
+        try:
+            self._producer.poll(0.0)
+        except KafkaException as error:
+            raise translate(error, "producer") from error
+
+    def close(self, *, timeout_s: float = 15.0) -> None:
+        """Send what is queued (at-least-once), abort what is open (transactional), within `timeout_s`."""
+        if self._must_abort:
+            self._abort_quietly()
+        if not self.transactional:
+            try:
+                self._producer.flush(timeout_s)
+            except KafkaException as error:
+                raise translate(error, "close of the producer") from error
+        self._producer.purge()
+
+    def _fill_transaction(
+        self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset], group_metadata: Any
+    ) -> int:
+        deadline = _after(self._transaction_timeout_s)
+        batch = self._produce(messages, deadline)
+        self._await_reports(batch, deadline)
+        if offsets:
+            positions = [TopicPartition(*offset) for offset in offsets]
+            send = functools.partial(self._producer.send_offsets_to_transaction, positions, group_metadata)
+            self._persist("offsets of the transaction", send, deadline)
+        return len(batch.acked_at)
+
+    def _deliver_at_least_once(self, messages: Iterable[OutgoingMessage]) -> list[float]:
+        try:
+            batch = self._produce(messages, _after(self._delivery_timeout_s))
+            self._await_reports(batch, _after(self._delivery_timeout_s + 5 * _CALL_S))
+        except _Abortable as error:
+            raise error.outcome from error
+        return batch.acked_at
+
+    def _produce(self, messages: Iterable[OutgoingMessage], deadline: float) -> _Batch:
+        batch = _Batch(self._clock)
+        for message in messages:
+            self._produce_one(message, batch, deadline)
+            if len(batch.acked_at) % _SERVE_EVERY == 0:
+                self._serve_reports(batch, 0.0)
+        return batch
+
+    def _produce_one(self, message: OutgoingMessage, batch: _Batch, deadline: float) -> None:
+        partition = _ANY_PARTITION if message.partition is None else message.partition
+        report = functools.partial(batch.report, batch.expect())
+        while True:
+            try:
+                self._producer.produce(
+                    message.topic,
+                    message.value,
+                    message.key,
+                    partition=partition,
+                    headers=list(message.headers),
+                    on_delivery=report,
+                )
+            except BufferError as error:
+                if time.monotonic() > deadline:
+                    problem = f"the queue to {message.topic} stayed full"
+                    raise _Abortable(BrokerUnavailable(problem)) from error
+                self._serve_reports(batch, _PAUSE_S)
+            except KafkaException as error:
+                inner = kafka_error(error)
+                if inner.code() in REFUSED_CODES:
+                    refused = MessageRefused(message.topic, message.key, len(message.value or b""), inner.str())
+                    raise _Abortable(refused) from error
+                raise _fatal_or_abortable(inner, f"produce to {message.topic}") from error
+            else:
+                return
+
+    def _await_reports(self, batch: _Batch, deadline: float) -> None:
+        while batch.n_waiting:
+            self._serve_reports(batch, _PAUSE_S, flush=True)
+            if batch.n_waiting and time.monotonic() > deadline:
+                problem = f"{batch.n_waiting} of {len(batch.acked_at)} messages were not acknowledged in time"
+                raise _Abortable(BrokerUnavailable(problem))
+        self._check_reports(batch)
+
+    def _serve_reports(self, batch: _Batch, timeout_s: float, *, flush: bool = False) -> None:
+        try:
+            if flush:
+                self._producer.flush(timeout_s)
+            else:
+                self._producer.poll(timeout_s)
+        except KafkaException as error:
+            raise _fatal_or_abortable(kafka_error(error), "delivery") from error
+        self._check_reports(batch)
+
+    def _check_reports(self, batch: _Batch) -> None:
+        match batch.failure:
+            case None:
+                return
+            case BrokerFatal():
+                raise batch.failure
+            case failure:
+                raise _Abortable(failure)
+
+    def _persist(self, doing: str, call: Callable[[float], object], deadline: float) -> None:
+        """Make the same call again, as librdkafka prescribes, for as long as it says that this may help."""
+        while True:
+            try:
+                call(min(_CALL_S, max(deadline - time.monotonic(), _PAUSE_S)))
+            except KafkaException as error:
+                inner = kafka_error(error)
+                if is_fatal(inner) or inner.txn_requires_abort():
+                    raise _fatal_or_abortable(inner, doing) from error
+                if not inner.retriable():
+                    raise BrokerFatal(f"{doing}: {inner.str()} ({inner.name()})") from error
+                if time.monotonic() > deadline:
+                    outcome = BrokerUnavailable(f"{doing}: {inner.str()} ({inner.name()})")
+                    raise _Abortable(outcome, timed_out=True) from error
+                time.sleep(min(_PAUSE_S, max(deadline - time.monotonic(), 0.0)))
+            else:
+                return
+
+    def _commit(self) -> None:
+        try:
+            self._persist(
+                "commit of the transaction", self._producer.commit_transaction, _after(self._commit_timeout_s)
+            )
+        except _Abortable as error:
+            if error.timed_out:
+                raise CommitUncertain(str(error.outcome)) from error
+            self._abort_quietly()
+            raise error.outcome from error
+
+    def _abort(self) -> None:
+        self._must_abort = True
+        try:
+            self._persist(
+                "abort of the transaction", self._producer.abort_transaction, _after(self._transaction_timeout_s)
+            )
+        except _Abortable as error:
+            raise error.outcome from error
+        self._must_abort = False
+
+    def _abort_quietly(self) -> None:
+        """Abort; where the broker is away too, leave it to the next `publish`. `BrokerFatal` comes through."""
+        try:
+            self._abort()
+        except BrokerUnavailable as error:
+            _log.warning("the transaction is still open: %s", error)
+
+
+def _fatal_or_abortable(error: KafkaError, doing: str) -> BrokerFatal | _Abortable:
+    outcome = translate(error, doing)
+    return outcome if isinstance(outcome, BrokerFatal) else _Abortable(outcome)
+
+
+def _after(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def _key(message: Message) -> bytes | None:
+    key = message.key()
+    return key.encode() if isinstance(key, str) else key
+
+
+def _on_error(error: KafkaError) -> None:
+    _log.warning("producer: %s (%s)", error.str(), error.name())
