@@ -84,6 +84,10 @@ class SpatialKernel:
         weights = spatial_terms(self.order, self.box, x=np.array([x]), y=np.array([y]))[0]
         return np.tensordot(weights, self.terms, axes=1)
 
+    def __call__(self, x: float, y: float) -> FloatArray:
+        """Return `compute_image`, for those who take a function of position."""
+        return self.compute_image(x=x, y=y)
+
     def kernel_sum(self, *, x: float | None = None, y: float | None = None) -> float:
         """Return the sum of the kernel, at the middle of the image by default."""
         if x is None or y is None:
