@@ -232,9 +232,7 @@ def _find_footprints(
     return footprints, painted
 
 
-def _drop_small(
-    shape: tuple[int, int], pixels: IntArray, bits: IntArray, min_pixels: int
-) -> tuple[IntArray, IntArray]:
+def _drop_small(shape: tuple[int, int], pixels: IntArray, bits: IntArray, min_pixels: int) -> tuple[IntArray, IntArray]:
     """Drop detected pixels whose component of their own sign has fewer than `min_pixels`."""
     detected = np.zeros(shape, dtype=np.uint8)
     detected.reshape(-1)[pixels] = bits
