@@ -1,13 +1,42 @@
-"""Lanczos windows as matrices: what PSF models need to be drawn between their samples."""
+"""Interpolation kernels as weights: what drawing models between samples and warping images share."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from alertprod._typing import FloatArray
 
+KERNEL_RADII: Mapping[str, int] = {"bilinear": 1, "lanczos3": 3, "lanczos5": 5}
+"""Interpolation kernels by name, with their half widths in pixels."""
+
 
 def lanczos(offsets: FloatArray, order: int) -> FloatArray:
     """Return the windowed sinc ``sinc(t) sinc(t / order)``, zero for ``|t| >= order``; t in samples."""
     return np.where(np.abs(offsets) < order, np.sinc(offsets) * np.sinc(offsets / order), 0.0)
+
+
+def kernel_weights(fractions: FloatArray, kernel: str) -> FloatArray:
+    """Return the weights of the pixels around a point.
+
+    Parameters
+    ----------
+    fractions
+        Shape ``(n,)``, from 0 to below 1: how far the point lies beyond the pixel centre before it.
+    kernel
+        A name of `KERNEL_RADII`; `KeyError` names one that does not exist.
+
+    Returns
+    -------
+    FloatArray
+        Shape ``(n, 2 r)`` for pixels ``-r + 1`` to ``r`` of the one before the point; rows sum to 1
+        exactly enough for a constant image to stay constant, and a whole-pixel shift has one weight.
+    """
+    radius = KERNEL_RADII[kernel]
+    offsets = np.asarray(fractions, dtype=float)[:, None] - np.arange(-radius + 1.0, radius + 1.0)[None, :]
+    weights = np.maximum(1.0 - np.abs(offsets), 0.0) if kernel == "bilinear" else lanczos(offsets, radius)
+    # sinc of a whole number is 1e-17, not 0: the pixels of an unshifted image would touch one another.
+    weights[np.abs(weights) < 1e-15] = 0.0
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def sampling_matrix(*, n_samples: int, size: int, step: float, offset: float, order: int = 4) -> FloatArray:

@@ -1,0 +1,247 @@
+"""Point spread functions made from others: warped to another grid, of a mosaic, convolved.
+
+What is drawn is what the pixels of a warped, merged or convolved image show, interpolation included.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.signal import convolve
+
+from alertprod._typing import FloatArray
+from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights
+from alertprod.psf._loops import resample_stamp
+from alertprod.psf.model import PointSpreadFunction
+
+_MAX_STRETCH = 8.0
+"""A PSF drawn on pixels eight times smaller than its own says nothing more."""
+
+
+class PointMapping(Protocol):
+    """Where a point of the target grid lies on the source grid."""
+
+    def evaluate_point(self, *, x: float, y: float) -> tuple[float, float]:
+        """Return the source position of a target position, pixels."""
+
+    def compute_jacobian(self, *, x: float, y: float) -> FloatArray:
+        """Return d(source x, y)/d(target x, y) at a target position, shape ``(2, 2)``."""
+
+
+class WarpedPsf(PointSpreadFunction):
+    """The PSF of an image that was interpolated onto another grid.
+
+    Parameters
+    ----------
+    psf
+        PSF on the source grid.
+    mapping
+        From target to source pixels; picklable and immutable, like the PSF itself.
+    average_position
+        The middle of the target image, ``(x, y)``.
+    kernel
+        The interpolation the image was warped with.
+    size
+        Side of the images, odd; by default as large as `psf` is on the target grid.
+
+    Notes
+    -----
+    A star is drawn on the source grid where it really falls between pixels, and this image is
+    interpolated as `alertprod.resample` does. So the broadening by the kernel is in it, and its
+    dependence on the star's place within the source pixel too. The mapping is linear across the stamp.
+    """
+
+    def __init__(
+        self,
+        psf: PointSpreadFunction,
+        mapping: PointMapping,
+        *,
+        average_position: tuple[float, float],
+        kernel: str = "lanczos3",
+        size: int | None = None,
+    ) -> None:
+        self._psf = psf
+        self._mapping = mapping
+        self._average_position = (float(average_position[0]), float(average_position[1]))
+        self._kernel = kernel
+        if size is None:
+            jacobian = mapping.compute_jacobian(x=average_position[0], y=average_position[1])
+            smallest = float(np.linalg.svd(jacobian, compute_uv=False)[-1])
+            stretch = min(1.0 / smallest, _MAX_STRETCH) if smallest > 0 else 1.0
+            # A millipixel less, so that rounding of a unit scale does not add a rim of zeros.
+            size = 2 * int(np.ceil(psf.size // 2 * stretch - 1e-3)) + 1
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels, odd."""
+        return self._size
+
+    @property
+    def average_position(self) -> tuple[float, float]:
+        """The middle of the target image."""
+        return self._average_position
+
+    def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
+        """Return the warped PSF at target position (x, y), sum 1; see `PointSpreadFunction`.
+
+        Raises
+        ------
+        ValueError
+            Raised if the position has no counterpart on the source grid.
+        """
+        x_source, y_source = self._mapping.evaluate_point(x=x, y=y)
+        if not (np.isfinite(x_source) and np.isfinite(y_source)):
+            msg = f"x {x:.1f}, y {y:.1f} does not map to the source grid"
+            raise ValueError(msg)
+        stamp, box = self._psf.compute_stellar_image(x=x_source, y=y_source)
+        jacobian = self._mapping.compute_jacobian(x=x, y=y)
+        half = self._size // 2
+        steps = np.arange(-half, half + 1, dtype=float)
+        u, v = np.broadcast_arrays(steps[None, :] - dx, steps[:, None] - dy)
+        columns = x_source - box.x_min + jacobian[0, 0] * u + jacobian[0, 1] * v
+        rows = y_source - box.y_min + jacobian[1, 0] * u + jacobian[1, 1] * v
+        image = _interpolate(stamp, x=columns.ravel(), y=rows.ravel(), kernel=self._kernel).reshape(u.shape)
+        return image / image.sum()
+
+
+def _interpolate(stamp: FloatArray, *, x: FloatArray, y: FloatArray, kernel: str) -> FloatArray:
+    radius = KERNEL_RADII[kernel]
+    # A point within rounding of a pixel centre must not become one a whole pixel before it.
+    column, row = np.floor(x + 1e-9), np.floor(y + 1e-9)
+    return resample_stamp(
+        np.ascontiguousarray(stamp),
+        kernel_weights(np.maximum(x - column, 0.0), kernel),
+        kernel_weights(np.maximum(y - row, 0.0), kernel),
+        column.astype(np.int64) - radius + 1,
+        row.astype(np.int64) - radius + 1,
+    )
+
+
+class MosaicPsf(PointSpreadFunction):
+    """The PSF of an image merged from tiles: at a point the weighted mean of the tiles that contribute there.
+
+    Parameters
+    ----------
+    psfs
+        One PSF per tile, all on the merged image's grid.
+    weights
+        Shape ``(n_tiles, ny_blocks, nx_blocks)``: mean weight of each tile in each block of pixels, 0 where
+        it has none. Where no tile has any, the nearest block that has counts.
+    block
+        Side of a block in pixels; block (0, 0) starts at pixel (0, 0).
+    average_position
+        The middle of the merged image, ``(x, y)``.
+
+    Raises
+    ------
+    ValueError
+        Raised if the shapes do not fit one another or no tile has any weight.
+    """
+
+    def __init__(
+        self,
+        psfs: Sequence[PointSpreadFunction],
+        weights: FloatArray,
+        *,
+        block: int,
+        average_position: tuple[float, float],
+    ) -> None:
+        weights = np.array(weights, dtype=np.float32)
+        if weights.ndim != 3 or weights.shape[0] != len(psfs) or not psfs or block < 1:
+            msg = f"{len(psfs)} PSFs and weights of shape {weights.shape} do not fit one another"
+            raise ValueError(msg)
+        covered = weights.sum(axis=0) > 0
+        if not covered.any():
+            msg = "no tile has any weight"
+            raise ValueError(msg)
+        if not covered.all():
+            nearest = distance_transform_edt(~covered, return_distances=False, return_indices=True)
+            weights = weights[:, nearest[0], nearest[1]]
+        weights.flags.writeable = False
+        self._psfs = tuple(psfs)
+        self._weights = weights
+        self._block = block
+        self._average_position = (float(average_position[0]), float(average_position[1]))
+        self._size = max(psf.size for psf in psfs)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels, odd: that of the largest tile's PSF."""
+        return self._size
+
+    @property
+    def average_position(self) -> tuple[float, float]:
+        """The middle of the merged image."""
+        return self._average_position
+
+    def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
+        """Return the mean PSF of the tiles at (x, y), sum 1; see `PointSpreadFunction`."""
+        _, n_rows, n_columns = self._weights.shape
+        row = min(max(int((y + 0.5) // self._block), 0), n_rows - 1)
+        column = min(max(int((x + 0.5) // self._block), 0), n_columns - 1)
+        image = np.zeros((self._size, self._size))
+        for psf, weight in zip(self._psfs, self._weights[:, row, column], strict=True):
+            if weight > 0:
+                rim = (self._size - psf.size) // 2
+                inner = slice(rim, self._size - rim)
+                image[inner, inner] += float(weight) * psf.compute_offset_image(x=x, y=y, dx=dx, dy=dy)
+        return image / image.sum()
+
+
+class ConvolvedPsf(PointSpreadFunction):
+    """A PSF convolved with a kernel that depends on the position.
+
+    Parameters
+    ----------
+    psf
+        PSF before the convolution.
+    kernel_at
+        Returns the kernel's image at ``kernel_at(x, y)``: shape ``(ny, nx)``, both odd, centred on the middle
+        pixel, of any sum but 0. Picklable where the PSF has to be: a function of a module or an object.
+    size
+        Side of the images, odd; by default that of `psf`. What lies outside is cut off.
+    """
+
+    def __init__(
+        self, psf: PointSpreadFunction, kernel_at: Callable[[float, float], FloatArray], *, size: int | None = None
+    ) -> None:
+        self._psf = psf
+        self._kernel_at = kernel_at
+        self._size = psf.size if size is None else size
+        if self._size % 2 == 0:
+            msg = f"size is {self._size}; an odd number is needed"
+            raise ValueError(msg)
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels, odd."""
+        return self._size
+
+    @property
+    def average_position(self) -> tuple[float, float]:
+        """That of the PSF before the convolution."""
+        return self._psf.average_position
+
+    def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
+        """Return the convolved PSF at (x, y), sum 1; see `PointSpreadFunction`.
+
+        Raises
+        ------
+        ValueError
+            Raised if the kernel's sides are not odd.
+        """
+        kernel = np.asarray(self._kernel_at(x, y), dtype=float)
+        if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+            msg = f"the kernel has shape {kernel.shape}; odd sides are needed"
+            raise ValueError(msg)
+        full = convolve(self._psf.compute_offset_image(x=x, y=y, dx=dx, dy=dy), kernel, mode="full")
+        image = np.zeros((self._size, self._size))
+        inside, outside = [], []
+        for length in full.shape:
+            half = min(length, self._size) // 2
+            inside.append(slice(self._size // 2 - half, self._size // 2 + half + 1))
+            outside.append(slice(length // 2 - half, length // 2 + half + 1))
+        image[tuple(inside)] = full[tuple(outside)]
+        return image / image.sum()

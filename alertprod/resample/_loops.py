@@ -1,0 +1,342 @@
+"""Compiled loops of warping and merging, over the pixels of whole images."""
+
+import numba
+import numpy as np
+
+from alertprod._typing import FloatArray, IntArray
+
+FLAGGED = 1
+"""Bit of the near map: some mask plane is set within a kernel's reach."""
+
+UNUSABLE = 2
+"""Bit of the near map: some pixel within a kernel's reach has no value."""
+
+INVALID = 1 << 30
+"""Bit added to the mask of pixels without a value; above every mask plane."""
+
+
+@numba.njit(cache=True, nogil=True)
+def prepare_source(
+    image: FloatArray,
+    mask: IntArray,
+    variance: FloatArray,
+    no_data: int,
+    clean_image: FloatArray,
+    clean_variance: FloatArray,
+    flags: IntArray,
+    row_start: int,
+    row_stop: int,
+) -> int:
+    """Copy rows of a source, with zeros and `INVALID` for pixels without a value; returns all flags or-ed."""
+    nx = image.shape[1]
+    seen = 0
+    for y in range(row_start, row_stop):
+        for x in range(nx):
+            value, noise, bits = image[y, x], variance[y, x], mask[y, x]
+            # Also false for NaN.
+            if np.isfinite(value) and noise > 0 and np.isfinite(noise) and (bits & no_data) == 0:
+                clean_image[y, x] = value
+                clean_variance[y, x] = noise
+            else:
+                clean_image[y, x] = 0.0
+                clean_variance[y, x] = 0.0
+                bits |= INVALID
+            flags[y, x] = bits
+            seen |= bits
+    return seen
+
+
+@numba.njit(cache=True, nogil=True)
+def map_near(flags: IntArray, radius: int, near: IntArray) -> None:
+    """Mark the pixels whose kernel, from ``-radius + 1`` to `radius`, meets a flag: `FLAGGED` and `UNUSABLE`."""
+    ny, nx = flags.shape
+    rows = np.zeros((2 * radius, nx), dtype=np.uint8)
+    line = np.zeros(nx, dtype=np.uint8)
+    taps = 2 * radius
+    for y in range(-radius + 1, ny):
+        # Row y + radius - 1 enters the ring; pixels above the image have no flags of their own.
+        entering = y + radius
+        ring = rows[entering % taps]
+        if entering < ny:
+            for x in range(nx):
+                bits = flags[entering, x]
+                line[x] = (np.uint8(FLAGGED) if bits != 0 else np.uint8(0)) | (
+                    np.uint8(UNUSABLE) if bits & INVALID else np.uint8(0)
+                )
+            for x in range(nx):
+                ring[x] = line[x]
+            for shift in range(1, radius + 1):
+                for x in range(nx - shift):
+                    ring[x] |= line[x + shift]
+            for shift in range(1, radius):
+                for x in range(shift, nx):
+                    ring[x] |= line[x - shift]
+        else:
+            for x in range(nx):
+                ring[x] = 0
+        if y < 0:
+            continue
+        for x in range(nx):
+            near[y, x] = rows[0, x]
+        for k in range(1, taps):
+            for x in range(nx):
+                near[y, x] |= rows[k, x]
+
+
+@numba.njit(cache=True, nogil=True)
+def _careful(
+    image: FloatArray,
+    variance: FloatArray,
+    flags: IntArray,
+    row_weights: FloatArray,
+    column_weights: FloatArray,
+    first_row: int,
+    first_column: int,
+    taps: int,
+    least_weight: float,
+    greatest_loss: float,
+    edge: int,
+) -> tuple[float, float, int]:
+    """Interpolate one pixel that meets flags or the image's rim: value, variance and bits (`INVALID` if none)."""
+    ny, nx = image.shape
+    total = 0.0
+    noise = 0.0
+    weight_sum = 0.0
+    weight_size = 0.0
+    lost_size = 0.0
+    center_weight = 0.0
+    center_is_good = False
+    bits = 0
+    for j in range(taps):
+        y = first_row + j
+        for i in range(taps):
+            weight = row_weights[j] * column_weights[i]
+            if weight == 0.0:
+                continue
+            x = first_column + i
+            size = abs(weight)
+            weight_size += size
+            inside = 0 <= y < ny and 0 <= x < nx
+            here = flags[y, x] if inside else INVALID
+            good = (here & INVALID) == 0
+            if weight > center_weight:
+                center_weight = weight
+                center_is_good = good
+            if size >= least_weight:
+                bits |= here & ~INVALID
+            if good:
+                weight_sum += weight
+                total += weight * image[y, x]
+                noise += weight * weight * variance[y, x]
+            else:
+                lost_size += size
+    if not center_is_good or lost_size > greatest_loss * weight_size:
+        return 0.0, 0.0, bits | INVALID
+    if lost_size > 0.0:
+        total /= weight_sum
+        noise /= weight_sum * weight_sum
+        if lost_size >= least_weight:
+            bits |= edge
+    return total, noise, bits
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"})
+def warp_rows(
+    image: FloatArray,
+    variance: FloatArray,
+    flags: IntArray,
+    near: IntArray,
+    x_nodes: FloatArray,
+    y_nodes: FloatArray,
+    area_nodes: FloatArray,
+    step: int,
+    table: FloatArray,
+    taps: int,
+    least_weight: float,
+    greatest_loss: float,
+    edge: int,
+    no_data: int,
+    out_image: FloatArray,
+    out_mask: IntArray,
+    out_variance: FloatArray,
+    row_start: int,
+    row_stop: int,
+) -> None:
+    """Fill rows of a target image that was prepared as "no data".
+
+    Parameters
+    ----------
+    image, variance, flags
+        From `prepare_source`.
+    near
+        From `map_near`.
+    x_nodes, y_nodes, area_nodes, step
+        From `PixelMapping.nodes`.
+    table
+        float32, shape ``(n_entries, width)``: kernel weights by fraction of a pixel, padded with zeros from `taps`
+        to `width`, which is 8: a row of weights then fills a vector register.
+    """
+    ny, nx = image.shape
+    n_columns = out_image.shape[1]
+    n_entries, width = table.shape
+    radius = taps // 2
+    squares = table * table
+    flat_image, flat_variance, flat_flags = image.ravel(), variance.ravel(), flags.ravel()
+    flat_table, flat_squares = table.ravel(), squares.ravel()
+    stride = np.uint64(nx)
+    least = np.float32(least_weight)
+    line_x = np.empty(x_nodes.shape[1])
+    line_y = np.empty(x_nodes.shape[1])
+    line_area = np.empty(x_nodes.shape[1])
+    for y in range(row_start, row_stop):
+        node_row = min(y // step, x_nodes.shape[0] - 2)
+        t = (y - node_row * step) / step
+        for k in range(line_x.size):
+            line_x[k] = x_nodes[node_row, k] + t * (x_nodes[node_row + 1, k] - x_nodes[node_row, k])
+            line_y[k] = y_nodes[node_row, k] + t * (y_nodes[node_row + 1, k] - y_nodes[node_row, k])
+            line_area[k] = area_nodes[node_row, k] + t * (area_nodes[node_row + 1, k] - area_nodes[node_row, k])
+        for cell in range(line_x.size - 1):
+            x_from, x_to = line_x[cell], line_x[cell + 1]
+            y_from, y_to = line_y[cell], line_y[cell + 1]
+            # Cells wholly off the source stay as they are, and so do those that map nowhere (NaN).
+            if not (
+                max(x_from, x_to) >= -0.5
+                and min(x_from, x_to) <= nx - 0.5
+                and max(y_from, y_to) >= -0.5
+                and min(y_from, y_to) <= ny - 0.5
+            ):
+                continue
+            for x in range(cell * step, min((cell + 1) * step, n_columns)):
+                t = (x - cell * step) / step
+                x_source = x_from + t * (x_to - x_from)
+                y_source = y_from + t * (y_to - y_from)
+                if not (-0.5 <= x_source <= nx - 0.5 and -0.5 <= y_source <= ny - 0.5):
+                    continue
+                area = line_area[cell] + t * (line_area[cell + 1] - line_area[cell])
+                column = int(np.floor(x_source))
+                row = int(np.floor(y_source))
+                entry_x = int((x_source - column) * n_entries + 0.5)
+                entry_y = int((y_source - row) * n_entries + 0.5)
+                # Within half an entry below the next pixel's centre is on it: unshifted images stay exact.
+                if entry_x == n_entries:
+                    entry_x = 0
+                    column += 1
+                if entry_y == n_entries:
+                    entry_y = 0
+                    row += 1
+                first_column = column - radius + 1
+                first_row = row - radius + 1
+                interior = (
+                    first_column >= 0 and first_row >= 0 and first_column + width <= nx and first_row + taps <= ny
+                )
+                state = near[row, column] if interior else UNUSABLE
+                if state & UNUSABLE:
+                    value, noise, bits = _careful(
+                        image,
+                        variance,
+                        flags,
+                        table[entry_y],
+                        table[entry_x],
+                        first_row,
+                        first_column,
+                        taps,
+                        least_weight,
+                        greatest_loss,
+                        edge,
+                    )
+                    if bits & INVALID:
+                        out_mask[y, x] = (bits & ~INVALID) | no_data
+                        continue
+                    out_image[y, x] = value * area
+                    out_variance[y, x] = noise * area * area
+                    out_mask[y, x] = bits & ~no_data
+                    continue
+                total = np.float32(0.0)
+                noise = np.float32(0.0)
+                if taps == 6:
+                    # Unsigned offsets into flat planes: a signed index could be negative and wrap, and then
+                    # the eight lanes would be gathered one by one.
+                    start = np.uint64(first_row * nx + first_column)
+                    weight_row = entry_y * width
+                    weight_column = np.uint64(entry_x * width)
+                    for i in range(8):
+                        lane = np.float32(0.0)
+                        lane_noise = np.float32(0.0)
+                        for j in range(6):
+                            place = start + np.uint64(j) * stride + np.uint64(i)
+                            lane += flat_table[weight_row + j] * flat_image[place]
+                            lane_noise += flat_squares[weight_row + j] * flat_variance[place]
+                        tap = weight_column + np.uint64(i)
+                        total += flat_table[tap] * lane
+                        noise += flat_squares[tap] * lane_noise
+                else:
+                    for j in range(taps):
+                        lane = np.float32(0.0)
+                        lane_noise = np.float32(0.0)
+                        for i in range(taps):
+                            lane += table[entry_x, i] * image[first_row + j, first_column + i]
+                            lane_noise += squares[entry_x, i] * variance[first_row + j, first_column + i]
+                        total += table[entry_y, j] * lane
+                        noise += squares[entry_y, j] * lane_noise
+                scale = np.float32(area)
+                out_image[y, x] = total * scale
+                out_variance[y, x] = noise * scale * scale
+                bits = np.int32(0)
+                if state & FLAGGED:
+                    for j in range(taps):
+                        start = np.uint64((first_row + j) * nx + first_column)
+                        weight_column = np.uint64(entry_x * width)
+                        least_column = least / max(abs(table[entry_y, j]), np.float32(1e-9))
+                        for i in range(width):
+                            tap = np.uint64(i)
+                            if abs(flat_table[weight_column + tap]) >= least_column:
+                                bits |= flat_flags[start + tap]
+                out_mask[y, x] = bits
+
+
+@numba.njit(cache=True, nogil=True)
+def accumulate_tile(
+    image: FloatArray,
+    mask: IntArray,
+    variance: FloatArray,
+    scale: float,
+    no_data: int,
+    sum_image: FloatArray,
+    sum_variance: FloatArray,
+    sum_weight: FloatArray,
+    or_mask: IntArray,
+    block: int,
+    block_weight: FloatArray,
+) -> None:
+    """Add a tile, times `scale`, with weight ``variance ** -0.5``; adds its mean weight per block too."""
+    ny, nx = image.shape
+    for y in range(ny):
+        for x in range(nx):
+            value, noise = image[y, x], variance[y, x]
+            if (mask[y, x] & no_data) or not (np.isfinite(value) and noise > 0 and np.isfinite(noise)):
+                continue
+            noise *= scale * scale
+            weight = 1.0 / np.sqrt(noise)
+            sum_image[y, x] += weight * value * scale
+            sum_variance[y, x] += weight * noise
+            sum_weight[y, x] += weight
+            or_mask[y, x] |= mask[y, x]
+            block_weight[y // block, x // block] += weight / (block * block)
+
+
+@numba.njit(cache=True, nogil=True)
+def finish_merge(
+    sum_image: FloatArray, sum_variance: FloatArray, sum_weight: FloatArray, or_mask: IntArray, no_data: int
+) -> None:
+    """Turn the sums into means in place; pixels without weight become NaN, infinite variance, NO_DATA."""
+    ny, nx = sum_image.shape
+    for y in range(ny):
+        for x in range(nx):
+            weight = sum_weight[y, x]
+            if weight > 0:
+                sum_image[y, x] /= weight
+                sum_variance[y, x] /= weight
+            else:
+                sum_image[y, x] = np.nan
+                sum_variance[y, x] = np.inf
+                or_mask[y, x] |= no_data

@@ -1,0 +1,190 @@
+"""Warping: an image interpolated onto another pixel grid, with its mask and variance.
+
+The variance plane is the variance of each pixel by itself. Neighbours share source pixels, so the
+noise of a warped image is correlated, and summing its variance over an area underestimates the noise there.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from alertprod._typing import FloatArray
+from alertprod.geometry.wcs import SkyWcs
+from alertprod.images.exposure import Exposure
+from alertprod.images.mask import plane_bits
+from alertprod.images.masked_image import MaskedImage
+from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights
+from alertprod.psf.transformed import WarpedPsf
+from alertprod.resample._loops import map_near, prepare_source, warp_rows
+from alertprod.resample.mapping import PixelMapping
+
+_TABLE_ENTRIES = 4096
+"""Steps of the kernel table within a pixel: positions are good to 1.2e-4 pixels, 5e-5 of a star's peak."""
+
+_LEAST_WEIGHT = 0.01
+"""Source pixels of less weight do not pass on their mask: what they have wrong arrives a hundredfold weaker."""
+
+_GREATEST_LOSS = 0.1
+"""Share of the kernel (absolute weights) that may be missing; a tenth still keeps the value to a few percent."""
+
+
+def warp_masked_image(
+    source: MaskedImage,
+    mapping: PixelMapping,
+    *,
+    kernel: str = "lanczos3",
+    n_threads: int = 1,
+) -> MaskedImage:
+    """Interpolate an image onto the target grid of a mapping.
+
+    Parameters
+    ----------
+    source
+        Image to warp; it is not changed. Pixels that are not finite, have NO_DATA or no positive finite
+        variance are left out.
+    mapping
+        From target to source pixels; its shape is the result's.
+    kernel
+        ``bilinear``, ``lanczos3`` or ``lanczos5``.
+    n_threads
+        Threads to share the rows.
+
+    Returns
+    -------
+    MaskedImage
+        float32 planes in fresh arrays. Where the source does not reach: NaN, NO_DATA, infinite variance.
+
+    Raises
+    ------
+    ValueError
+        Raised if there is no such kernel.
+
+    Notes
+    -----
+    With the weights w of a target pixel, normalised to sum 1, and the area a of a target pixel in
+    source pixels: ``image = a sum(w I)``, ``variance = a^2 sum(w^2 V)``. Surface brightness times area, so
+    flux is conserved, as long as the target samples the image finely enough: pixels are points, not
+    integrated over, and a target much coarser than the source aliases.
+
+    The noise of neighbours is correlated: at a shift of (fx, fy) and lag (k, l), ``cov = a^2 V
+    sum_i w_i(fx) w_(i-k)(fx) sum_j w_j(fy) w_(j-l)(fy)`` for a smooth V. For Lanczos kernels the sum of w^2 lies between 1
+    (whole-pixel shift) and 0.6 (half a pixel both ways).
+
+    Mask: all planes (EDGE and the DETECTED planes like the others) of source pixels with at least 1 % of the
+    weight. Source pixels without a value are left out and the rest normalised to sum 1 again, with
+    EDGE set, where they carry up to a tenth of the absolute weight; where they carry more, or are the
+    nearest pixel, the target has no data, and keeps their other planes.
+    """
+    if kernel not in KERNEL_RADII:
+        msg = f"kernel is {kernel!r}; one of {', '.join(KERNEL_RADII)} is needed"
+        raise ValueError(msg)
+    result = MaskedImage.empty(mapping.shape)
+    no_data = plane_bits("NO_DATA")
+    shape = source.shape
+    image, variance = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+    flags = np.empty(shape, dtype=np.int32)
+    near = np.zeros(shape, dtype=np.uint8)
+    planes = (_native(source.image, np.float32), _native(source.mask, np.int32), _native(source.variance, np.float32))
+    if prepare_source(*planes, no_data, image, variance, flags, 0, shape[0]):
+        map_near(flags, KERNEL_RADII[kernel], near)
+
+    def fill(rows: tuple[int, int]) -> None:
+        warp_rows(
+            image,
+            variance,
+            flags,
+            near,
+            *mapping.nodes,
+            mapping.step,
+            _kernel_table(kernel),
+            2 * KERNEL_RADII[kernel],
+            _LEAST_WEIGHT,
+            _GREATEST_LOSS,
+            plane_bits("EDGE"),
+            no_data,
+            result.image,
+            result.mask,
+            result.variance,
+            *rows,
+        )
+
+    bounds = np.linspace(0, mapping.shape[0], n_threads + 1).astype(int)
+    parts = [(int(start), int(stop)) for start, stop in itertools.pairwise(bounds)]
+    if n_threads == 1:
+        fill(parts[0])
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(fill, parts))
+    return result
+
+
+def warp_exposure(
+    template: Exposure,
+    wcs: SkyWcs,
+    shape: tuple[int, int],
+    *,
+    kernel: str = "lanczos3",
+    max_error_pixels: float = 1e-3,
+    n_threads: int = 1,
+) -> Exposure:
+    """Warp an exposure onto the grid of another.
+
+    Parameters
+    ----------
+    template
+        Exposure with world coordinates; it is not changed.
+    wcs, shape
+        World coordinates, rows and columns of the target grid.
+    max_error_pixels
+        Bound of the error of positions, in the template's pixels.
+
+    Returns
+    -------
+    Exposure
+        Planes as `warp_masked_image` makes them, `wcs`, and the template's PSF as the warped pixels show it;
+        photometric calibration and facts are the template's.
+
+    Raises
+    ------
+    ValueError
+        Raised if the template has no world coordinates, or `PixelMapping.between` fails.
+    """
+    if template.wcs is None:
+        msg = "the exposure to warp has no world coordinates"
+        raise ValueError(msg)
+    mapping = PixelMapping.between(
+        wcs, template.wcs, shape, max_error_pixels=max_error_pixels, source_shape=template.shape
+    )
+    planes = warp_masked_image(template.masked_image, mapping, kernel=kernel, n_threads=n_threads)
+    psf = None
+    if template.psf is not None:
+        psf = WarpedPsf(template.psf, mapping, average_position=_middle(planes, mapping), kernel=kernel)
+    return replace(template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info))
+
+
+def _native(plane: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the plane in the machine's byte order, contiguous; not a copy where it is so already."""
+    return np.ascontiguousarray(plane, dtype=dtype)
+
+
+def _middle(planes: MaskedImage, mapping: PixelMapping) -> tuple[float, float]:
+    """Return the centre of the pixels with data, on a coarse lattice: a tile may cover a corner only."""
+    every = mapping.step
+    rows, columns = np.nonzero((planes.mask[::every, ::every] & plane_bits("NO_DATA")) == 0)
+    if rows.size == 0:
+        return (mapping.shape[1] - 1) / 2, (mapping.shape[0] - 1) / 2
+    return float(columns.mean() * every), float(rows.mean() * every)
+
+
+@lru_cache(maxsize=len(KERNEL_RADII))
+def _kernel_table(kernel: str) -> FloatArray:
+    """Return float32 weights by fraction of a pixel, shape ``(_TABLE_ENTRIES, taps)``; six taps padded to eight."""
+    weights = kernel_weights(np.arange(_TABLE_ENTRIES) / _TABLE_ENTRIES, kernel)
+    width = 8 if weights.shape[1] == 6 else weights.shape[1]
+    table = np.zeros((_TABLE_ENTRIES, width), dtype=np.float32)
+    table[:, : weights.shape[1]] = weights
+    table.flags.writeable = False
+    return table
