@@ -9,7 +9,9 @@ import numpy as np
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS
 from alertprod.geometry.wcs import SkyWcs
+from alertprod.images.exposure import Exposure
 from alertprod.measurement.catalog import Catalog
+from alertprod.measurement.flux import measure_psf_flux
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,33 @@ class MeasureForced(Protocol):
     def __call__(self, *, x: FloatArray, y: FloatArray) -> ForcedFluxes:
         """Return the fluxes in the order of the positions."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PsfPhotometer:
+    """The usual `MeasureForced`: point-source fluxes on a decorrelated difference and on the science image.
+
+    Parameters
+    ----------
+    difference, science
+        Background-free, on one pixel grid, both with a PSF.
+    """
+
+    difference: Exposure
+    science: Exposure
+
+    def __call__(self, *, x: FloatArray, y: FloatArray) -> ForcedFluxes:
+        """Measure; see `MeasureForced`."""
+        return ForcedFluxes(*_measure_njy(self.difference, x, y), *_measure_njy(self.science, x, y))
+
+
+def _measure_njy(exposure: Exposure, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+    if exposure.psf is None:
+        msg = "forced photometry needs a PSF on both images"
+        raise ValueError(msg)
+    fluxes = measure_psf_flux(exposure.masked_image, exposure.psf, x=x, y=y)
+    scale = exposure.photo_calib.njy_per_count
+    return fluxes.flux * scale, fluxes.flux_err * scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
