@@ -57,12 +57,19 @@ def remap_planes(mask: IntArray, file_planes: Mapping[str, int]) -> tuple[IntArr
     dropped
         Names of the file's planes that have no room here and were set somewhere.
     """
-    remapped = np.zeros(mask.shape, dtype=np.int32)
-    dropped = []
+    # Which bits occur at all: one pass, so that the many planes nobody set cost nothing.
+    present = int(np.bitwise_or.reduce(mask, axis=None)) if mask.size else 0
+    same, moved, dropped = 0, [], []
     for name, bit in file_planes.items():
-        is_set = (mask >> bit) & 1
-        if name in MASK_PLANES:
-            remapped |= is_set.astype(np.int32) << MASK_PLANES[name]
-        elif is_set.any():
+        if not present >> bit & 1:
+            continue
+        if name not in MASK_PLANES:
             dropped.append(name)
+        elif MASK_PLANES[name] == bit:
+            same |= 1 << bit
+        else:
+            moved.append((bit, MASK_PLANES[name]))
+    remapped = (mask & mask.dtype.type(same)).astype(np.int32)
+    for bit, ours in moved:
+        remapped |= (mask >> bit & 1).astype(np.int32) << ours
     return remapped, dropped
