@@ -1,0 +1,147 @@
+"""What a supervisor and Prometheus ask: /livez, /readyz, /metrics, on loopback unless told otherwise.
+
+Alive means that the poll loop turns; ready means that work would get done. A daemon without work is both.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Final, Self
+
+from alertprod.config import HttpConfig
+from alertprod.errors import ConfigError
+from alertprod.logs import get_logger
+from alertprod.metrics import CONTENT_TYPE
+
+HEARTBEAT_LIMIT_S: Final = 30.0
+"""The loop turns every second; a rebalance may hold it up for 20. After this it hangs."""
+
+
+class Health:
+    """What the daemon says of itself; thread-safe.
+
+    Parameters
+    ----------
+    clock
+        Monotonic seconds.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._beat_at = clock()
+        self._problems: dict[str, str] = {"start": "the daemon has not started"}
+
+    def beat(self) -> None:
+        """Say that the loop turned."""
+        self._beat_at = self._clock()
+
+    def set_problem(self, part: str, problem: str | None) -> None:
+        """Say what keeps a part (workers, store, broker, …) from working; None: nothing does."""
+        with self._lock:
+            if problem is None:
+                self._problems.pop(part, None)
+            else:
+                self._problems[part] = problem
+
+    def live(self) -> tuple[bool, str]:
+        """Return whether the loop turns, and since when it has not."""
+        age = self._clock() - self._beat_at
+        return age < HEARTBEAT_LIMIT_S, f"the loop turned {age:.1f} s ago"
+
+    def problems(self) -> Mapping[str, str]:
+        """Return what keeps the daemon from being ready."""
+        with self._lock:
+            return dict(self._problems)
+
+
+class HealthServer:
+    """Serves `Health` and metrics over HTTP, each request on a thread of its own.
+
+    Parameters
+    ----------
+    config
+        Where to listen.
+    health
+        What to say.
+    render_metrics
+        Returns Prometheus' text format.
+
+    Raises
+    ------
+    ConfigError
+        Raised on entry if the port is taken or the host is not this one.
+    """
+
+    def __init__(self, config: HttpConfig, health: Health, render_metrics: Callable[[], bytes]) -> None:
+        self._config, self._health, self._render = config, health, render_metrics
+        self._server: ThreadingHTTPServer | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The port that is listened on; None while none is."""
+        return None if self._server is None else int(self._server.server_address[1])
+
+    def __enter__(self) -> Self:
+        if not self._config.enabled:
+            return self
+        handler = type("Handler", (_Handler,), {"health": self._health, "render": staticmethod(self._render)})
+        address = (self._config.host, self._config.port)
+        try:
+            self._server = ThreadingHTTPServer(address, handler)
+        except (OSError, OverflowError) as error:
+            where = f"{self._config.host}:{self._config.port}"
+            raise ConfigError("configuration", "http.port", f"cannot listen on {where}: {error}") from error
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+        get_logger(__name__).info("listening for health and metrics", host=self._config.host, port=self.port)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._thread.join(5.0)
+            self._server.server_close()
+            self._server = None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    health: Health
+    render: Callable[[], bytes]
+    timeout = 10.0  # a client that sends nothing must not keep a thread
+    server_version = "alertprod"
+
+    def do_GET(self) -> None:  # noqa: N802 - the base class's name
+        match self.path.partition("?")[0]:
+            case "/livez":
+                live, text = self.health.live()
+                self._answer(live, {"live": live, "loop": text})
+            case "/readyz":
+                problems = self.health.problems()
+                self._answer(not problems, {"ready": not problems, "problems": dict(problems)})
+            case "/metrics":
+                self._send(HTTPStatus.OK, CONTENT_TYPE, self.render())
+            case _:
+                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"/livez /readyz /metrics\n")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Leave requests out of the log: there is one every few seconds."""
+
+    def _answer(self, is_good: bool, facts: Mapping[str, Any]) -> None:  # noqa: FBT001
+        status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
+        self._send(status, "application/json", json.dumps(facts).encode() + b"\n")
+
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)

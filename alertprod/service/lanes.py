@@ -1,0 +1,147 @@
+"""Lanes and the jobs on them: of each assigned partition one exposure is in flight at a time.
+
+Plain state without threads; the daemon's poll thread is the only one that touches it.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from alertprod.service.publications import Publication
+from alertprod.service.work import WorkOrder, WorkResult
+from alertprod.store.ledger import Claimed, ExposureKey, LedgerRow
+from alertprod.stream.messages import VisitReady
+from alertprod.stream.records import Lane, Received
+
+
+class Step(StrEnum):
+    """What a job is at."""
+
+    RECEIVE = "receive"
+    CLAIM = "claim"
+    WORK = "work"
+    COUNT_DEATH = "count_death"
+    PUBLISH = "publish"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """One exposure in flight."""
+
+    ticket: int
+    lane: Lane
+    received: Received | None
+    """The event; None for a stored row found on assignment."""
+    received_unix_s: float
+    since: float
+    """When it was taken, monotonic seconds."""
+
+    step: Step
+    running: bool = False
+    """Whether `step` is under way somewhere; otherwise it begins at `not_before`."""
+    not_before: float = 0.0
+
+    event: VisitReady | None = None
+    key: ExposureKey | None = None
+    claim: Claimed | None = None
+    order: WorkOrder | None = None
+    result: WorkResult | None = None
+    publication: Publication | None = None
+    attempts: int = 1
+    """Of the job as a whole: what a dead letter says."""
+    failures: int = 0
+    """In a row, of this step: what back-off counts."""
+    death_cause: str = ""
+    alone: bool = False
+    """It was claimed three times without an outcome: nothing may run beside it."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class LaneState:
+    """One assigned partition."""
+
+    lane: Lane
+    recovering: bool = True
+    """What an earlier owner left is being looked up; nothing new is taken."""
+    recover_at: float = 0.0
+    recover_running: bool = False
+    recover_failures: int = 0
+    to_publish: deque[LedgerRow] = field(default_factory=deque)
+    """Stored rows to publish before anything new is taken."""
+    backlog: deque[Received] = field(default_factory=deque)
+    """Events that came although the lane was paused: the client had them in hand already."""
+    next_offset: int = 0
+    """Events below this are done with, here, by us."""
+    job: Job | None = None
+    is_open: bool = False
+    """Whether the consumer hands out its events."""
+
+
+class Lanes:
+    """The assigned lanes and their jobs."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Lane, LaneState] = {}
+        self._jobs: dict[int, Job] = {}
+        self._tickets = itertools.count(1)
+
+    def __iter__(self) -> Iterator[LaneState]:
+        return iter(list(self._lanes.values()))
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Exposures in flight, oldest first."""
+        return list(self._jobs.values())
+
+    def get(self, lane: Lane) -> LaneState | None:
+        """Return a lane's state; None where it is not ours."""
+        return self._lanes.get(lane)
+
+    def job(self, ticket: int) -> Job | None:
+        """Return a job; None where it was dropped or is done."""
+        return self._jobs.get(ticket)
+
+    def add(self, lane: Lane) -> None:
+        """Take over a newly assigned lane."""
+        self._lanes[lane] = LaneState(lane=lane)
+
+    def remove(self, lane: Lane) -> None:
+        """Forget a lane; its job must have been dropped."""
+        self._lanes.pop(lane, None)
+
+    def begin(
+        self, state: LaneState, *, step: Step, received: Received | None, received_unix_s: float, now: float
+    ) -> Job:
+        """Put a job on a free lane."""
+        assert state.job is None
+        job = Job(
+            ticket=next(self._tickets),
+            lane=state.lane,
+            received=received,
+            received_unix_s=received_unix_s,
+            since=now,
+            step=step,
+        )
+        state.job = job
+        self._jobs[job.ticket] = job
+        return job
+
+    def end(self, job: Job) -> None:
+        """Take a job off its lane."""
+        self._jobs.pop(job.ticket, None)
+        state = self._lanes.get(job.lane)
+        if state is not None and state.job is job:
+            state.job = None
+
+    def has_twin(self, job: Job) -> bool:
+        """Tell whether another lane is at the same exposure: an event sent twice under different keys."""
+        return any(
+            other is not job and other.key == job.key and (other.running or other.claim is not None)
+            for other in self._jobs.values()
+            if other.key is not None
+        )
