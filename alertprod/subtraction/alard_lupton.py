@@ -23,7 +23,6 @@ from alertprod.subtraction.kernel_solution import (
     SpatialSolution,
     StampEquations,
     build_equations,
-    solve_single,
     solve_spatial,
 )
 from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel, count_terms, spatial_terms
@@ -318,10 +317,9 @@ class _Clipping:
         config = self._config
         accepted = known
         while len(fresh):
-            own = solve_single(fresh)
-            bad = ~np.all(np.isfinite(own), axis=1)
+            bad = ~np.isfinite(fresh.own_sum)
             if config.single_kernel_clipping:
-                bad |= self._outside(*fresh.measure_residuals(np.nan_to_num(own)))
+                bad |= self._outside(fresh.own_mean, fresh.own_rms)
             self.rejected += fresh.index[bad].tolist()
             passed = fresh.select(~bad)
             accepted = passed if accepted is None else accepted.joined(passed)
@@ -332,17 +330,22 @@ class _Clipping:
         self.equations = fresh if accepted is None else accepted
         self._require(len(self.equations))
         if config.kernel_sum_clipping:
-            while True:
-                # All flux is in the first basis kernel.
-                sums = solve_single(self.equations)[:, 0]
-                centre = np.median(sums)
-                spread = 1.4826 * np.median(np.abs(sums - centre))
-                if len(sums) < 3 or not self._reject(np.abs(sums - centre) > config.max_ksum_sigma * spread):
-                    break
+            while self._reject(self._odd_kernel_sums()):
+                pass
+
+    def _odd_kernel_sums(self) -> BoolArray:
+        """Say whose kernel sum is off, given its error and the scatter of the half of the stars with small errors."""
+        sums, errors = self.equations.own_sum, self.equations.own_sum_error
+        good = errors <= np.median(errors)
+        centre = np.median(sums[good])
+        scatter = 1.4826 * np.median(np.abs(sums[good] - centre))
+        odd: BoolArray = np.abs(sums - centre) > self._config.max_ksum_sigma * np.hypot(errors, scatter)
+        return odd if len(sums) > 2 else np.zeros(len(sums), dtype=bool)
 
     def _outside(self, mean: FloatArray, rms: FloatArray) -> BoolArray:
         # Where the variance planes are too small for all stars alike, no star is to blame.
-        common = max(1.0, float(np.median(rms)))
+        finite = rms[np.isfinite(rms)]
+        common = max(1.0, float(np.median(finite))) if finite.size else 1.0
         outside: BoolArray = np.abs(mean) > self._config.candidate_residual_mean_max * common
         outside |= ~(rms <= self._config.candidate_residual_std_max * common)
         return outside

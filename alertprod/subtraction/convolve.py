@@ -13,13 +13,17 @@ from numpy.polynomial import chebyshev
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.subtraction import _loops
-from alertprod.subtraction.spatial import SpatialKernel, normalised_axes, term_degrees
+from alertprod.subtraction.spatial import SpatialKernel, evaluate_polynomial, normalised_axes, term_degrees
 
 _FILL_RADIUS = 4
 """Reach in pixels when bad pixels are replaced: spans bad columns; inside larger holes there is nothing to know."""
 
 _TILE_SIDES = (256, 512, 1024)
 """Sides of the transforms; the first of which the kernel's rim takes less than a third is used."""
+
+
+_ALL_IN_PLACE = 0.99
+"""Share of a squared kernel in its middle pixel above which variance is taken not to move."""
 
 
 def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int = 2) -> FloatArray:
@@ -97,11 +101,38 @@ def convolve_variance(variance: FloatArray, squared_kernel: SpatialKernel, *, n_
         Positive and finite everywhere.
     squared_kernel
         From `SpatialKernel.squared`.
+
+    Notes
+    -----
+    The square's sum is followed over the image exactly, its shape is that of the middle: a variance plane is smooth
+    but on stars, and there the shape of the kernel varies little. A square that is all in its middle pixel is a factor.
     """
-    result = convolve_image(variance, squared_kernel, n_threads=n_threads)
-    # Rounding of the transforms must not bring faint pixels beside bright ones to zero or below.
-    floor = float(variance.min()) * float(squared_kernel.compute_image(x=0.0, y=0.0).sum()) * 1e-3
-    return np.maximum(result, np.float32(floor), out=result)
+    x, y = squared_kernel.centre
+    shape = squared_kernel.compute_image(x=x, y=y)
+    total = shape.sum()
+    half = squared_kernel.size // 2
+    if shape[half, half] > _ALL_IN_PLACE * total:
+        result = variance.astype(np.float32)
+    else:
+        constant = SpatialKernel.constant(_crop_negligible(shape / total), squared_kernel.box)
+        result = convolve_image(variance, constant, n_threads=n_threads)
+        # Rounding of the transforms must not bring faint pixels beside bright ones to zero or below.
+        np.maximum(result, np.float32(variance.min()), out=result)
+    if squared_kernel.order == 0:
+        result *= np.float32(total)
+    else:
+        result *= evaluate_polynomial(squared_kernel.terms.sum(axis=(1, 2)), squared_kernel.order, squared_kernel.box)
+    return result
+
+
+def _crop_negligible(shape: FloatArray) -> FloatArray:
+    """Cut off the rim whose pixels add up to less than 0.1 % of a kernel of unit sum, keeping the sum."""
+    half = shape.shape[0] // 2
+    for radius in range(1, half):
+        inner = shape[half - radius : half + radius + 1, half - radius : half + radius + 1]
+        if inner.sum() > 0.999:
+            return inner / inner.sum()
+    return shape
 
 
 def fill_bad_pixels(plane: FloatArray, bad: BoolArray) -> FloatArray:

@@ -39,6 +39,9 @@ class StampEquations:
         The same sums with each pixel's own variance, for the residuals in units of the noise.
     mean_row, mean_target, n_pixels
         Sums of the design and of the data over the noise, and the number of pixels.
+    own_sum, own_sum_error, own_mean, own_rms
+        Of the kernel that each star asks for by itself: its sum and the error of that, mean and rms of its residuals in
+        units of the noise. NaN where there is no such kernel.
     """
 
     index: IntArray
@@ -53,6 +56,10 @@ class StampEquations:
     mean_row: FloatArray
     mean_target: FloatArray
     n_pixels: FloatArray
+    own_sum: FloatArray
+    own_sum_error: FloatArray
+    own_mean: FloatArray
+    own_rms: FloatArray
 
     def __len__(self) -> int:
         return len(self.index)
@@ -92,12 +99,9 @@ def build_equations(
         _build_batch(candidates, indices[start : start + _BATCH], basis, variance_factor, config)
         for start in range(0, len(indices), _BATCH)
     ]
-    result = parts[0]
-    if len(parts) > 1:
-        result = StampEquations(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in StampEquations.__slots__)
-        )
-    return result
+    return StampEquations(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in StampEquations.__slots__)
+    )
 
 
 def _build_batch(
@@ -129,7 +133,8 @@ def _build_batch(
     tested = design * inverse[:, None, :]
     sigma_inverse = np.sqrt(inverse)
     transposed = design.transpose(0, 2, 1)
-    return StampEquations(
+    nothing = np.full(n, np.nan)
+    equations = StampEquations(
         index=indices,
         x=candidates.column[indices].astype(float),
         y=candidates.row[indices].astype(float),
@@ -142,7 +147,13 @@ def _build_batch(
         mean_row=(design @ sigma_inverse[:, :, None])[:, :, 0],
         mean_target=(sigma_inverse * data).sum(axis=1),
         n_pixels=n_pixels,
+        own_sum=nothing,
+        own_sum_error=nothing,
+        own_mean=nothing,
+        own_rms=nothing,
     )
+    _solve_own(equations)
+    return equations
 
 
 def convolve_stamps(stamps: FloatArray, basis: KernelBasis, side: int) -> FloatArray:
@@ -163,17 +174,23 @@ def convolve_stamps(stamps: FloatArray, basis: KernelBasis, side: int) -> FloatA
     return (basis.transform @ raw.reshape(n, len(basis), -1)).reshape(n, len(basis), side, side)
 
 
-def solve_single(equations: StampEquations) -> FloatArray:
-    """Solve each star for its own kernel: coefficients ``(n, m)``, NaN where that is impossible."""
-    diagonal = np.sqrt(np.einsum("nii->ni", equations.matrix))
-    usable = np.all(diagonal > 0, axis=1) & np.all(np.isfinite(diagonal), axis=1)
-    solution = np.full(equations.vector.shape, np.nan)
-    if usable.any():
-        scale = diagonal[usable]
-        matrix = equations.matrix[usable] / (scale[:, :, None] * scale[:, None, :])
-        matrix = matrix + 1e2 * _RIDGE * np.eye(matrix.shape[1])
-        solution[usable] = np.linalg.solve(matrix, (equations.vector[usable] / scale)[:, :, None])[:, :, 0] / scale
-    return solution
+def _solve_own(equations: StampEquations) -> None:
+    """Solve each star for its own kernel and fill in the ``own_`` columns."""
+    scale = np.sqrt(np.einsum("nii->ni", equations.matrix))
+    usable = np.all((scale > 0) & np.isfinite(scale), axis=1) & np.all(np.isfinite(equations.vector), axis=1)
+    scale = np.where(usable[:, None], scale, 1.0)
+    matrix = equations.matrix / (scale[:, :, None] * scale[:, None, :])
+    matrix[~usable] = np.eye(matrix.shape[1])
+    matrix += 1e2 * _RIDGE * np.eye(matrix.shape[1])
+    right = np.zeros((*equations.vector.shape, 2))
+    right[:, :, 0] = np.where(usable[:, None], equations.vector, 0.0) / scale
+    # The second column gives the first element of the inverse: all flux is in the first basis kernel.
+    right[:, 0, 1] = 1.0
+    solved = np.linalg.solve(matrix, right)
+    coefficients = np.where(usable[:, None], solved[:, :, 0] / scale, np.nan)
+    equations.own_sum = coefficients[:, 0]
+    equations.own_sum_error = np.where(usable, np.sqrt(np.maximum(solved[:, 0, 1], 0.0)) / scale[:, 0], np.nan)
+    equations.own_mean, equations.own_rms = equations.measure_residuals(coefficients)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,17 @@ def spatial_terms(order: int, box: Box, *, x: FloatArray, y: FloatArray) -> Floa
     return np.stack([powers_u[:, i] * powers_v[:, j] for i, j in term_degrees(order)], axis=1)
 
 
+def evaluate_polynomial(coefficients: FloatArray, order: int, box: Box) -> FloatArray:
+    """Return the sum of the terms at every pixel of the box: float32, the box's shape."""
+    ny, nx = box.shape
+    u, v = normalised_axes(box, x=np.arange(nx) + box.x_min, y=np.arange(ny) + box.y_min)
+    powers_u, powers_v = chebyshev.chebvander(u, order), chebyshev.chebvander(v, order)
+    matrix = np.zeros((order + 1, order + 1))
+    for value, (i, j) in zip(coefficients, term_degrees(order), strict=True):
+        matrix[j, i] = value
+    return (powers_v @ matrix).astype(np.float32) @ powers_u.T.astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class SpatialKernel:
     """A convolution kernel that varies over an image as a polynomial.
@@ -157,13 +168,7 @@ class SpatialBackground:
 
     def compute_image(self) -> FloatArray:
         """Return the background of every pixel: float32, the box's shape."""
-        ny, nx = self.box.shape
-        u, v = normalised_axes(self.box, x=np.arange(nx) + self.box.x_min, y=np.arange(ny) + self.box.y_min)
-        powers_u, powers_v = chebyshev.chebvander(u, self.order), chebyshev.chebvander(v, self.order)
-        matrix = np.zeros((self.order + 1, self.order + 1))
-        for value, (i, j) in zip(self.coefficients, term_degrees(self.order), strict=True):
-            matrix[j, i] = value
-        return ((powers_v @ matrix).astype(np.float32)) @ powers_u.T.astype(np.float32)
+        return evaluate_polynomial(self.coefficients, self.order, self.box)
 
     def scaled(self, factor: float) -> "SpatialBackground":
         """Return the background times a number."""
