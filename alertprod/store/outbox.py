@@ -32,6 +32,9 @@ _SUFFIX = ".outbox"
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Far above the 10 MiB that a broker takes; a flipped length byte must not ask for 4 GiB of memory."""
 
+_MAX_HEADERS, _MAX_HEADER_BYTES = 1024, 65536
+"""The same for lists and names: a list is allocated at the length it claims."""
+
 _ORPHAN_GRACE_S = 24 * 3600.0
 """A file that no ledger row names may be on its way into the ledger; after a day it is left over from a crash."""
 
@@ -257,6 +260,10 @@ def _read_stream(uri: str, file: IO[bytes], expected: _Digests | None) -> Iterat
         raw=False,
         max_buffer_size=_MAX_MESSAGE_BYTES + 1024 * 1024,
         max_bin_len=_MAX_MESSAGE_BYTES,
+        max_str_len=_MAX_HEADER_BYTES,
+        max_array_len=_MAX_HEADERS,
+        max_map_len=_MAX_HEADERS,
+        max_ext_len=0,
     )
     try:
         head = unpacker.unpack()

@@ -1,0 +1,87 @@
+"""Bytes at any fsspec URI, with errors of this package whatever the store behind the URI raises."""
+
+import contextlib
+import errno
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from alertprod.errors import AlertprodError, CorruptImage, DiskFull, ImageNotYetAvailable, StoreUnavailable
+
+MAX_FILE_BYTES = 2 << 30
+"""Of a remote file that is read into memory: four times an uncompressed 4096² exposure in double precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells one version of a file from another: its size and when (or as what) it was written."""
+
+    size: int
+    version: str
+
+
+def local_path(uri: str) -> str | None:
+    """Return the path where `uri` is on a local disk (``/a/b``, ``file:///a/b``), else None."""
+    with translated_errors(uri):
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    return path if isinstance(filesystem, LocalFileSystem) else None
+
+
+def read_bytes(uri: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Read a file.
+
+    Raises
+    ------
+    ImageNotYetAvailable
+        Raised if there is no such file.
+    StoreUnavailable
+        Raised if it cannot be read for another reason.
+    CorruptImage
+        Raised if it is larger than `max_bytes`, or `uri` is of a kind nobody knows.
+    """
+    with translated_errors(uri):
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        with filesystem.open(path, "rb") as file:
+            data = bytes(file.read(max_bytes + 1))
+    if len(data) > max_bytes:
+        raise CorruptImage(uri, "file", f"more than {max_bytes} bytes")
+    return data
+
+
+def stamp_file(uri: str) -> FileStamp:
+    """Return the stamp of a file; errors as `read_bytes`."""
+    with translated_errors(uri):
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        if not isinstance(filesystem, LocalFileSystem):
+            filesystem.invalidate_cache()
+        info: Mapping[str, Any] = filesystem.info(path)
+    version = next((info[name] for name in _VERSION_KEYS if info.get(name) is not None), "")
+    return FileStamp(size=int(info.get("size") or 0), version=str(version))
+
+
+_VERSION_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
+"""What the stores call it, the most telling first."""
+
+
+@contextlib.contextmanager
+def translated_errors(uri: str) -> Iterator[None]:
+    """Turn whatever a store raises for `uri` into this package's errors; these pass through."""
+    try:
+        yield
+    except AlertprodError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageNotYetAvailable(uri) from error
+    except IsADirectoryError as error:
+        raise CorruptImage(uri, "file", "a folder") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{uri}: {error}") from error
+        raise StoreUnavailable(f"{uri}: {error}") from error
+    except (ValueError, ImportError) as error:  # a protocol nobody knows, or whose package is not installed
+        raise CorruptImage(uri, "uri", str(error)) from error
+    except Exception as error:  # each backend has a tree of its own (botocore, aiohttp): all of them mean "away"
+        raise StoreUnavailable(f"{uri}: {type(error).__name__}: {error}") from error
