@@ -206,10 +206,11 @@ def _transform(target_wcs: SkyWcs, source_wcs: SkyWcs, x: FloatArray, y: FloatAr
     ra, dec = target_wcs.pixel_to_sky(x=x, y=y)
     x_source, y_source = source_wcs.sky_to_pixel(ra_deg=ra, dec_deg=dec)
     # The other half of the sky, and wherever an inverted distortion did not converge, comes back elsewhere.
-    ra_back, dec_back = source_wcs.pixel_to_sky(x=x_source, y=y_source)
-    scale = np.sqrt(np.abs(np.linalg.det(source_wcs.compute_jacobian(x=x_source, y=y_source)))) * ARCSEC_PER_DEG
     with np.errstate(invalid="ignore"):
-        lost = ~(separation_arcsec(ra, dec, ra_back, dec_back) < _ROUND_TRIP_PIXELS * scale)
+        ra_back, dec_back = source_wcs.pixel_to_sky(x=x_source, y=y_source)
+        jacobian = source_wcs.compute_jacobian(x=x_source, y=y_source)
+        scale_arcsec = np.sqrt(np.abs(np.linalg.det(jacobian))) * ARCSEC_PER_DEG
+        lost = ~(separation_arcsec(ra, dec, ra_back, dec_back) < _ROUND_TRIP_PIXELS * scale_arcsec)
     return np.where(lost, np.nan, x_source), np.where(lost, np.nan, y_source)
 
 
