@@ -3,12 +3,24 @@
 import numpy as np
 from numba import njit
 
+from alertprod._typing import BoolArray, FloatArray, IntArray
+
 POSITIVE, NEGATIVE = 1, 2
 """Bits of the images of detected pixels."""
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def filter_significance(image, variance, mask, bad_bits, kernel_y, kernel_x, squared_y, squared_x, out):
+def filter_significance(
+    image: FloatArray,
+    variance: FloatArray,
+    mask: IntArray,
+    bad_bits: int,
+    kernel_y: FloatArray,
+    kernel_x: FloatArray,
+    squared_y: FloatArray,
+    squared_x: FloatArray,
+    out: FloatArray,
+) -> None:
     """Correlate with a sum of separable kernels and divide by the noise of the sum.
 
     `kernel_y`, `kernel_x`: (rank, n_y) and (rank, n_x); `squared_*`: (n_y,), (n_x,), the squared kernel.
@@ -70,14 +82,14 @@ def filter_significance(image, variance, mask, bad_bits, kernel_y, kernel_x, squ
 
 
 @njit(cache=True, nogil=True)
-def threshold_bits(significance, threshold, positive, negative):
+def threshold_bits(significance: FloatArray, threshold: float, polarity: int) -> tuple[IntArray, IntArray]:
     """Return the flat indices of pixels at or beyond the threshold, in raster order, and their polarity bits."""
     ny, nx = significance.shape
     count = 0
     for y in range(ny):
         for x in range(nx):
             s = significance[y, x]
-            if (positive and s >= threshold) or (negative and s <= -threshold):
+            if ((polarity & POSITIVE) != 0 and s >= threshold) or ((polarity & NEGATIVE) != 0 and s <= -threshold):
                 count += 1
     pixels = np.empty(count, dtype=np.int64)
     bits = np.empty(count, dtype=np.uint8)
@@ -85,11 +97,11 @@ def threshold_bits(significance, threshold, positive, negative):
     for y in range(ny):
         for x in range(nx):
             s = significance[y, x]
-            if positive and s >= threshold:
+            if (polarity & POSITIVE) != 0 and s >= threshold:
                 pixels[count] = y * nx + x
                 bits[count] = POSITIVE
                 count += 1
-            elif negative and s <= -threshold:
+            elif (polarity & NEGATIVE) != 0 and s <= -threshold:
                 pixels[count] = y * nx + x
                 bits[count] = NEGATIVE
                 count += 1
@@ -97,7 +109,7 @@ def threshold_bits(significance, threshold, positive, negative):
 
 
 @njit(cache=True, nogil=True)
-def paint_disks(pixels, bits, radius, painted):
+def paint_disks(pixels: IntArray, bits: IntArray, radius: int, painted: IntArray) -> None:
     """Set in `painted` the bit of each detected pixel on the disk of `radius` about it.
 
     Pixels whose four neighbours are all set before painting need no disk: theirs is inside the neighbours'.
@@ -133,7 +145,7 @@ def paint_disks(pixels, bits, radius, painted):
 
 
 @njit(cache=True, nogil=True)
-def _find(parent, i):
+def _find(parent: IntArray, i: int) -> int:
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -141,7 +153,7 @@ def _find(parent, i):
 
 
 @njit(cache=True, nogil=True)
-def label_pixels(painted, bit):
+def label_pixels(painted: IntArray, bit: int) -> tuple[IntArray, IntArray, int]:
     """Label the eight-connected components of ``painted & bit``.
 
     Returns the flat indices of the pixels in raster order, the component of each (numbered by first pixel in
@@ -187,7 +199,7 @@ def label_pixels(painted, bit):
 
 
 @njit(cache=True, nogil=True)
-def find_peaks(significance, pixels, bits):
+def find_peaks(significance: FloatArray, pixels: IntArray, bits: IntArray) -> BoolArray:
     """Return which of the detected pixels are extrema of their sign among their eight neighbours.
 
     Of equal neighbours the first in raster order is the peak.
@@ -210,7 +222,9 @@ def find_peaks(significance, pixels, bits):
 
 
 @njit(cache=True, nogil=True)
-def compute_coverage(image, variance, mask, bad_bits, weight, x, y):
+def compute_coverage(
+    image: FloatArray, variance: FloatArray, mask: IntArray, bad_bits: int, weight: FloatArray, x: IntArray, y: IntArray
+) -> FloatArray:
     """Return the share of `weight` (n, n), centred on each (x, y), that falls on usable pixels."""
     ny, nx = image.shape
     half_y, half_x = weight.shape[0] // 2, weight.shape[1] // 2
@@ -234,7 +248,15 @@ def compute_coverage(image, variance, mask, bad_bits, weight, x, y):
 
 
 @njit(cache=True, nogil=True)
-def clipped_medians(image, usable, row_edges, column_edges, n_sigma, n_iterations, max_pixels):
+def clipped_medians(
+    image: FloatArray,
+    usable: BoolArray,
+    row_edges: IntArray,
+    column_edges: IntArray,
+    n_sigma: float,
+    n_iterations: int,
+    max_pixels: int,
+) -> tuple[FloatArray, FloatArray, IntArray]:
     """Return clipped median, robust sigma and number of usable pixels of each bin.
 
     At most about `max_pixels` pixels of a bin are looked at, on a regular sub-grid. The clip uses the median
@@ -266,7 +288,7 @@ def clipped_medians(image, usable, row_edges, column_edges, n_sigma, n_iteration
                 kept = values[np.abs(values - middle) <= n_sigma * spread] if spread > 0.0 else values
                 level[i, j] = middle
                 sigma[i, j] = spread
-                if kept.size == values.size or kept.size == 0:
+                if kept.size in (values.size, 0):
                     break
                 values = kept
     return level, sigma, number

@@ -44,7 +44,6 @@ def find_maxima(significance: FloatArray, threshold: float, radius: int) -> tupl
 @njit(cache=True, nogil=True)
 def measure_stars(
     image: FloatArray,
-    background: FloatArray,
     variance: FloatArray,
     bad: BoolArray,
     x: FloatArray,
@@ -65,7 +64,7 @@ def measure_stars(
         start_sigma = sigma[i]
         out[i, 4] = 0.0
         amplitude = 0.0
-        for iteration in range(max_iterations + 1):
+        for _ in range(max_iterations + 1):
             s2 = sigma[i] * sigma[i]
             reach = 3.5 * sigma[i] + 1.0
             gg = ggv = s0 = sx = sy = sxx = syy = sxy = 0.0
@@ -81,7 +80,7 @@ def measure_stars(
                         # Counts as the current Gaussian: absent pixels then pull neither centre nor width.
                         d = amplitude * g
                     else:
-                        d = image[row, column] - background[row, column]
+                        d = image[row, column]
                         ggv += g * g * variance[row, column]
                     gd = g * d
                     gg += g * g

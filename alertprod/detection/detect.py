@@ -22,6 +22,12 @@ _FILTER_POWER = 0.999
 _FILTER_EFFICIENCY = 0.998
 """Signal-to-noise kept by approximating the PSF with separable terms: one for a Gaussian, two for most PSFs."""
 
+_POLARITY_BITS = {
+    "positive": _loops.POSITIVE,
+    "negative": _loops.NEGATIVE,
+    "both": _loops.POSITIVE | _loops.NEGATIVE,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionConfig:
@@ -185,8 +191,7 @@ def _find_footprints(
     pixels, bits = _loops.threshold_bits(
         significance,
         np.float32(config.threshold),
-        config.polarity != "negative",
-        config.polarity != "positive",
+        _POLARITY_BITS[config.polarity],
     )
     if config.min_pixels > 1:
         pixels, bits = _drop_small(masked_image.shape, pixels, bits, config.min_pixels)

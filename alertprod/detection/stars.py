@@ -205,14 +205,13 @@ def _find_peaks(
 def _measure(
     flat: MaskedImage, bad: BoolArray, x: IntArray, y: IntArray, sigma: float, *, max_iterations: int
 ) -> _Measured:
-    x, y = x.astype(float), y.astype(float)
+    star_x, star_y = np.array(x, dtype=float), np.array(y, dtype=float)
     widths, out = np.full(len(x), float(sigma)), np.zeros((len(x), 5))
-    zero = np.broadcast_to(np.float32(0.0), flat.shape)
-    _star_loops.measure_stars(flat.image, zero, flat.variance, bad, x, y, widths, max_iterations, out)
+    _star_loops.measure_stars(flat.image, flat.variance, bad, star_x, star_y, widths, max_iterations, out)
     area = 2.0 * np.pi * widths**2
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = np.where(out[:, 1] > 0, out[:, 0] / np.sqrt(out[:, 1]), 0.0)
-    return _Measured(x, y, widths, out[:, 0] * area, snr, out[:, 2], out[:, 3], out[:, 4] > 0)
+    return _Measured(star_x, star_y, widths, out[:, 0] * area, snr, out[:, 2], out[:, 3], out[:, 4] > 0)
 
 
 def _find_width(flat: MaskedImage, bad: BoolArray, bad_bits: int, config: StarConfig) -> float | None:
@@ -281,7 +280,7 @@ def _on_locus(stars: _Measured, good: BoolArray, sigma: float) -> BoolArray:
     # A width from photons is known to about 1 / snr.
     tolerance = np.hypot(3.0 * _LOCUS_WIDTH, 3.0 / np.maximum(stars.snr, 1.0))
     members = good & (np.abs(log_width) < tolerance)
-    x, y = stars.x / max(1.0, np.ptp(stars.x)), stars.y / max(1.0, np.ptp(stars.y))
+    x, y = stars.x / max(1.0, float(np.ptp(stars.x))), stars.y / max(1.0, float(np.ptp(stars.y)))
     columns = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
     for _ in range(3):
         n = int(members.sum())

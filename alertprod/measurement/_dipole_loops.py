@@ -8,6 +8,7 @@ one under the template image. With the difference alone only the first five.
 import numpy as np
 from numba import njit
 
+from alertprod._typing import BoolArray, FloatArray
 from alertprod.measurement._loops import differentiate, shift_image
 
 N_STAR = 5
@@ -15,7 +16,9 @@ N_ALL = 11
 
 
 @njit(cache=True, nogil=True)
-def _draw(kernel, x, y, image, d_dx, d_dy, scratch):
+def _draw(
+    kernel: FloatArray, x: float, y: float, image: FloatArray, d_dx: FloatArray, d_dy: FloatArray, scratch: FloatArray
+) -> None:
     """Draw a star at (x, y) of the box's pixels and its derivatives with respect to x and y."""
     rows, columns = image.shape
     shift_image(kernel, x - columns // 2, y - rows // 2, image, scratch)
@@ -27,7 +30,9 @@ def _draw(kernel, x, y, image, d_dx, d_dy, scratch):
 
 
 @njit(cache=True, nogil=True)
-def _gradient(which, star, j, k, flux, plane_x, plane_y, gradient):
+def _gradient(
+    which: int, star: FloatArray, j: int, k: int, flux: float, plane_x: float, plane_y: float, gradient: FloatArray
+) -> None:
     """Fill the model's derivatives at one pixel of the difference (0), science (1) or template (2)."""
     gradient[:] = 0.0
     if which != 2:
@@ -46,7 +51,18 @@ def _gradient(which, star, j, k, flux, plane_x, plane_y, gradient):
 
 
 @njit(cache=True, nogil=True)
-def _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a, b):
+def _assemble(
+    values: FloatArray,
+    variances: FloatArray,
+    usable: BoolArray,
+    kernels: FloatArray,
+    weights: FloatArray,
+    p: FloatArray,
+    stars: FloatArray,
+    scratch: FloatArray,
+    a: FloatArray,
+    b: FloatArray,
+) -> float:
     """Draw the model at `p`, fill the normal equations, return chi squared."""
     n_images, rows, columns = values.shape
     gradient = np.zeros(N_ALL)
@@ -82,7 +98,7 @@ def _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a,
 
 
 @njit(cache=True, nogil=True)
-def _solve(a, b, damping, free):
+def _solve(a: FloatArray, b: FloatArray, damping: float, free: BoolArray) -> tuple[bool, FloatArray]:
     """Solve the damped system for the free parameters; zeros for the rest and on a singular matrix."""
     n = a.shape[0]
     step = np.zeros(n)
@@ -119,7 +135,16 @@ def _solve(a, b, damping, free):
 
 
 @njit(cache=True, nogil=True)
-def fit_dipole(values, variances, usable, kernels, weights, start, max_shift, max_iterations):
+def fit_dipole(
+    values: FloatArray,
+    variances: FloatArray,
+    usable: BoolArray,
+    kernels: FloatArray,
+    weights: FloatArray,
+    start: FloatArray,
+    max_shift: float,
+    max_iterations: int,
+) -> tuple[bool, FloatArray, FloatArray, float, int, float, FloatArray]:
     """Fit one dipole.
 
     `values`, `variances`, `usable`: (1 or 3, rows, columns), difference first, then science and template;
@@ -223,7 +248,9 @@ def fit_dipole(values, variances, usable, kernels, weights, start, max_shift, ma
 
 
 @njit(cache=True, nogil=True)
-def _sandwich(variances, usable, weights, p, stars, inverse):
+def _sandwich(
+    variances: FloatArray, usable: BoolArray, weights: FloatArray, p: FloatArray, stars: FloatArray, inverse: FloatArray
+) -> FloatArray:
     """Covariance of the weighted fit when the difference's noise is the science's less the template's.
 
     The three images are not independent; the inverse of the normal matrix would be too small.
@@ -250,8 +277,8 @@ def _sandwich(variances, usable, weights, p, stars, inverse):
                 for q in range(m + 1):
                     total = 0.0
                     for i in range(3):
-                        for l in range(3):
-                            total += gradients[i, m] * cov[i, l] * gradients[l, q]
+                        for o in range(3):
+                            total += gradients[i, m] * cov[i, o] * gradients[o, q]
                     noise[m, q] += total
     for m in range(n):
         for q in range(m):

@@ -7,11 +7,24 @@ weight zero. Offsets `dx`, `dy` are from that whole pixel.
 import numpy as np
 from numba import njit
 
+from alertprod._typing import BoolArray, FloatArray, IntArray
+
 _LANCZOS_ORDER = 5
 
 
 @njit(cache=True, nogil=True)
-def cut_stamps(image, variance, mask, bad_bits, column, row, size, values, variances, usable):
+def cut_stamps(
+    image: FloatArray,
+    variance: FloatArray,
+    mask: IntArray,
+    bad_bits: int,
+    column: IntArray,
+    row: IntArray,
+    size: int,
+    values: FloatArray,
+    variances: FloatArray,
+    usable: BoolArray,
+) -> None:
     """Cut square stamps; what is off the image or unusable is zero with variance 1 and `usable` False."""
     ny, nx = image.shape
     half = size // 2
@@ -32,7 +45,16 @@ def cut_stamps(image, variance, mask, bad_bits, column, row, size, values, varia
 
 
 @njit(cache=True, nogil=True)
-def fit_psf_fluxes(values, variances, usable, psf, flux, flux_err, chi2, n_data):
+def fit_psf_fluxes(
+    values: FloatArray,
+    variances: FloatArray,
+    usable: BoolArray,
+    psf: FloatArray,
+    flux: FloatArray,
+    flux_err: FloatArray,
+    chi2: FloatArray,
+    n_data: IntArray,
+) -> None:
     """Fluxes ``sum(P d) / sum(P^2)`` over usable pixels, with errors from the variances; NaN where there are none."""
     n, size, _ = values.shape
     for i in range(n):
@@ -61,7 +83,7 @@ def fit_psf_fluxes(values, variances, usable, psf, flux, flux_err, chi2, n_data)
 
 
 @njit(cache=True, nogil=True)
-def _lanczos_weights(offset, weights):
+def _lanczos_weights(offset: float, weights: FloatArray) -> None:
     """Weights of samples at -m+1..m for the value at `offset` in [0, 1), summing to one."""
     m = _LANCZOS_ORDER
     total = 0.0
@@ -80,7 +102,7 @@ def _lanczos_weights(offset, weights):
 
 
 @njit(cache=True, nogil=True)
-def shift_image(image, dx, dy, shifted, scratch):
+def shift_image(image: FloatArray, dx: float, dy: float, shifted: FloatArray, scratch: FloatArray) -> None:
     """Draw `image` moved by (dx, dy) on the pixels of `shifted`, middles aligned; zero outside `image`.
 
     Windowed-sinc interpolation along each axis. `scratch` has shape (rows of image, columns of shifted).
@@ -115,8 +137,8 @@ def shift_image(image, dx, dy, shifted, scratch):
 
 
 @njit(cache=True, nogil=True)
-def differentiate(image, d_dx, d_dy):
-    """Derivatives along columns and rows by sixth-order central differences; zero beyond the edges."""
+def differentiate(image: FloatArray, d_dx: FloatArray, d_dy: FloatArray) -> None:
+    """Differentiate along columns and rows by sixth-order central differences; zero beyond the edges."""
     rows, columns = image.shape
     for j in range(rows):
         for k in range(columns):
@@ -134,7 +156,9 @@ def differentiate(image, d_dx, d_dy):
 
 
 @njit(cache=True, nogil=True)
-def newton_step(values, variances, usable, psf, d_dx, d_dy):
+def newton_step(
+    values: FloatArray, variances: FloatArray, usable: BoolArray, psf: FloatArray, d_dx: FloatArray, d_dy: FloatArray
+) -> tuple[bool, float, float, float, float, float, float]:
     """One weighted Gauss-Newton step for flux and position of a star drawn as `psf`.
 
     Returns ok, flux, step in x, step in y, and the covariance (xx, yy, xy) of the position. Weights are inverse
@@ -176,7 +200,19 @@ def newton_step(values, variances, usable, psf, d_dx, d_dy):
 
 
 @njit(cache=True, nogil=True)
-def fit_centroids(values, variances, usable, kernels, dx, dy, sign, radius, max_iterations, tolerance, converged):
+def fit_centroids(
+    values: FloatArray,
+    variances: FloatArray,
+    usable: BoolArray,
+    kernels: FloatArray,
+    dx: FloatArray,
+    dy: FloatArray,
+    sign: FloatArray,
+    radius: float,
+    max_iterations: int,
+    tolerance: float,
+    converged: BoolArray,
+) -> None:
     """Newton steps from (dx, dy), in place, with `kernels` (centred PSF images) moved by interpolation.
 
     Only pixels within `radius` of the start count: a neighbour's wings would pull. `sign` is the flux's.
@@ -213,7 +249,20 @@ def fit_centroids(values, variances, usable, kernels, dx, dy, sign, radius, max_
 
 
 @njit(cache=True, nogil=True)
-def polish_centroids(values, variances, usable, psf, dx, dy, psf_dx, psf_dy, radius, sign, covariance, ok):
+def polish_centroids(
+    values: FloatArray,
+    variances: FloatArray,
+    usable: BoolArray,
+    psf: FloatArray,
+    dx: FloatArray,
+    dy: FloatArray,
+    psf_dx: FloatArray,
+    psf_dy: FloatArray,
+    radius: float,
+    sign: FloatArray,
+    covariance: FloatArray,
+    ok: BoolArray,
+) -> None:
     """One last step with PSF images drawn at (psf_dx, psf_dy); the result goes to `dx`, `dy` and `covariance`."""
     n, size, _ = values.shape
     half = size // 2
@@ -235,7 +284,7 @@ def polish_centroids(values, variances, usable, psf, dx, dy, psf_dx, psf_dy, rad
 
 
 @njit(cache=True, nogil=True)
-def _corner_area(x, y, r):
+def _corner_area(x: float, y: float, r: float) -> float:
     """Area of the disk of radius r about the origin with 0 <= X <= x, 0 <= Y <= y; x, y >= 0."""
     if x >= r and y >= r:
         return 0.25 * np.pi * r * r
@@ -250,13 +299,13 @@ def _corner_area(x, y, r):
 
 
 @njit(cache=True, nogil=True)
-def _signed_corner_area(x, y, r):
+def _signed_corner_area(x: float, y: float, r: float) -> float:
     area = _corner_area(abs(x), abs(y), r)
     return area if (x >= 0.0) == (y >= 0.0) else -area
 
 
 @njit(cache=True, nogil=True)
-def pixel_overlap(x, y, r):
+def pixel_overlap(x: float, y: float, r: float) -> float:
     """Area that the unit pixel centred at (x, y) shares with the disk of radius r about the origin."""
     x0, x1, y0, y1 = x - 0.5, x + 0.5, y - 0.5, y + 0.5
     return (
@@ -269,8 +318,22 @@ def pixel_overlap(x, y, r):
 
 @njit(cache=True, nogil=True)
 def sum_apertures(
-    image, variance, mask, bad_bits, x, y, radius, psf, psf_column, psf_row, psf_flux, flux, flux_err, truncated, n_used
-):
+    image: FloatArray,
+    variance: FloatArray,
+    mask: IntArray,
+    bad_bits: int,
+    x: FloatArray,
+    y: FloatArray,
+    radius: float,
+    psf: FloatArray,
+    psf_column: IntArray,
+    psf_row: IntArray,
+    psf_flux: FloatArray,
+    flux: FloatArray,
+    flux_err: FloatArray,
+    truncated: BoolArray,
+    n_used: IntArray,
+) -> None:
     """Sum pixels by their exact overlap with a disk; an unusable pixel counts as the star fitted to the others.
 
     `psf` (n, size, size) are images of a unit star about (psf_column, psf_row), `psf_flux` their fluxes.
@@ -308,7 +371,18 @@ def sum_apertures(
 
 
 @njit(cache=True, nogil=True)
-def adaptive_moments(values, usable, dx, dy, start_sigma2, max_iterations, tolerance, moments, center, ok):
+def adaptive_moments(
+    values: FloatArray,
+    usable: BoolArray,
+    dx: FloatArray,
+    dy: FloatArray,
+    start_sigma2: FloatArray,
+    max_iterations: int,
+    tolerance: float,
+    moments: FloatArray,
+    center: FloatArray,
+    ok: BoolArray,
+) -> None:
     """Moments of the elliptical Gaussian that fits each stamp best, in place: (xx, yy, xy) and centre (x, y).
 
     The fixed point of Gaussian-weighted moments; unusable pixels count as the current Gaussian, which makes it the
@@ -322,7 +396,7 @@ def adaptive_moments(values, usable, dx, dy, start_sigma2, max_iterations, toler
         cx, cy = dx[i], dy[i]
         amplitude = 0.0
         ok[i] = False
-        for iteration in range(max_iterations):
+        for _ in range(max_iterations):
             determinant = xx * yy - xy * xy
             if not (determinant > 0.01 and xx > 0.1 and yy > 0.1 and xx + yy < 0.5 * size * size):
                 break
@@ -365,7 +439,7 @@ def adaptive_moments(values, usable, dx, dy, start_sigma2, max_iterations, toler
 
 
 @njit(cache=True, nogil=True)
-def or_footprints(mask, pixel_offsets, pixels, bits):
+def or_footprints(mask: IntArray, pixel_offsets: IntArray, pixels: IntArray, bits: IntArray) -> None:
     """Or the mask bits of each footprint's pixels."""
     nx = mask.shape[1]
     for i in range(pixel_offsets.size - 1):
@@ -376,7 +450,9 @@ def or_footprints(mask, pixel_offsets, pixels, bits):
 
 
 @njit(cache=True, nogil=True)
-def or_and_centers(mask, column, row, outside_bits, any_bits, all_bits):
+def or_and_centers(
+    mask: IntArray, column: IntArray, row: IntArray, outside_bits: int, any_bits: IntArray, all_bits: IntArray
+) -> None:
     """Or and and the mask bits of the 3 x 3 pixels about each whole pixel; pixels off the image have `outside_bits`."""
     ny, nx = mask.shape
     for i in range(column.size):

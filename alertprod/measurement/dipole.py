@@ -127,7 +127,7 @@ def fit_dipoles(
     x_positive, y_positive = footprints.strongest_peak(positive=True)
     x_negative, y_negative = footprints.strongest_peak(positive=False)
     max_shift = config.max_separation_sigma * footprints.sigma
-    for i in np.flatnonzero(footprints.has_both_signs):
+    for i in np.flatnonzero(footprints.has_both_signs).tolist():
         attempted[i] = True
         if footprints.area[i] > config.max_area:
             flag[i] = True
