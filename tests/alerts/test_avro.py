@@ -1,6 +1,7 @@
 import contextlib
 import io
 import struct
+from pathlib import Path
 
 import fastavro
 import pytest
@@ -118,3 +119,14 @@ def test_container_that_breaks_off_is_refused(packets, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(SchemaMismatch):
         list(read_alerts(path))
+
+
+def test_an_alert_encoded_long_ago_still_decodes():
+    stored = Path(__file__).parents[1] / "data" / "lsst.v11_1.alert.bin"
+    packet = decode_alert(stored.read_bytes())
+    assert packet["diaSourceId"] == 5000001
+    assert packet["diaSource"]["midpointMjdTai"] == 61112.700000000004
+    assert packet["diaSource"]["psfFlux"] == 2859.001708984375
+    assert packet["diaObject"]["nDiaSources"] == 1 + len(packet["prvDiaSources"]) == 5
+    assert [row["visit"] for row in packet["prvDiaForcedSources"]] == [1, 2, 3, 4]
+    assert packet["cutoutDifference"].startswith(b"SIMPLE  =")

@@ -1,0 +1,91 @@
+"""Tables for the terminal: alerts, and what became of exposures."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from astropy.time import Time
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+
+def make_alerts_table(packets: Iterable[Mapping[str, Any]], *, title: str | None = None) -> Table:
+    """Return one row an alert, in the order given; what is null is a dash."""
+    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD)
+    for name in ("diaSource", "diaObject"):
+        # Folded where the terminal is narrow: an id cut short is no id.
+        table.add_column(name, overflow="fold")
+    for name in ("visit", "det"):
+        table.add_column(name, justify="right")
+    table.add_column("band")
+    table.add_column("TAI")
+    for name in ("ra", "dec", "S/N", "flux nJy", "±", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kind")
+    for packet in packets:
+        source, parent = packet["diaSource"], packet["diaObject"]
+        kinds = [word for word, field in (("dipole", "isDipole"), ("negative", "isNegative")) if source[field]]
+        table.add_row(
+            str(source["diaSourceId"]),
+            _text(source["diaObjectId"]),
+            str(source["visit"]),
+            str(source["detector"]),
+            _text(source["band"]),
+            Time(source["midpointMjdTai"], format="mjd", scale="tai").strftime("%Y-%m-%d %H:%M:%S"),
+            f"{source['ra']:.6f}",
+            f"{source['dec']:+.6f}",
+            _number(source["snr"], ".1f"),
+            _number(source["psfFlux"], ".0f"),
+            _number(source["psfFluxErr"], ".0f"),
+            _text(parent and parent["nDiaSources"]),
+            " ".join(kinds),
+        )
+    return table
+
+
+def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str | None = None) -> Table:
+    """Return one row a visit summary, in the order given, and a last row of totals.
+
+    Parameters
+    ----------
+    summaries
+        Records of the topic of visit summaries; ``counts``, ``stage_seconds`` and ``figures`` may lack any key.
+    """
+    summaries = list(summaries)
+    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, show_footer=len(summaries) > 1)
+    n_alerts = sum(summary["n_alerts"] for summary in summaries)
+    n_new = sum(summary["counts"].get("dia_objects_new", 0) for summary in summaries)
+    seconds = sum(sum(summary["stage_seconds"].values()) for summary in summaries)
+    table.add_column("visit", justify="right", footer=f"{len(summaries)} exposures")
+    table.add_column("det", justify="right")
+    table.add_column("band")
+    table.add_column("outcome")
+    table.add_column("alerts", justify="right", footer=str(n_alerts))
+    table.add_column("new", justify="right", footer=str(n_new))
+    table.add_column("kernel sum", justify="right")
+    table.add_column("pull width", justify="right")
+    table.add_column("work s", justify="right", footer=f"{seconds:.1f}")
+    table.add_column("latency s", justify="right")
+    for summary in summaries:
+        outcome, reason = summary["outcome"], summary["reason"]
+        style = {"published": "green", "dead_lettered": "red"}.get(outcome, "yellow")
+        table.add_row(
+            str(summary["visit"]),
+            str(summary["detector"]),
+            summary["band"],
+            f"[{style}]{outcome}[/]" + (f" ({reason})" if reason else ""),
+            str(summary["n_alerts"]),
+            _text(summary["counts"].get("dia_objects_new")),
+            _number(summary["figures"].get("kernel_sum"), ".4f"),
+            _number(summary["figures"].get("pull_width"), ".3f"),
+            _number(sum(summary["stage_seconds"].values()), ".2f"),
+            _number(summary["latency_s"], ".1f"),
+        )
+    return table
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _number(value: float | None, how: str) -> str:
+    return "-" if value is None else format(value, how)

@@ -1,0 +1,52 @@
+import io
+
+from rich.console import Console
+
+from alertprod.view.tables import make_alerts_table, make_exposures_table
+
+
+def render(table):
+    console = Console(file=io.StringIO(), width=220)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_alerts_have_a_row_each(packets):
+    text = render(make_alerts_table(packets[-4:]))
+    for packet in packets[-4:]:
+        assert str(packet["diaSourceId"]) in text
+        assert f"{packet['diaSource']['snr']:.1f}" in text
+    assert text.count("negative") == 1
+    assert text.count("dipole") == 1
+
+
+def test_null_is_a_dash(packets):
+    packet = {
+        **packets[0],
+        "diaObject": None,
+        "diaSource": {**packets[0]["diaSource"], "snr": None, "diaObjectId": None},
+    }
+    assert render(make_alerts_table([packet])).count(" - ") >= 3
+
+
+def summary(visit, outcome="published", reason=None):
+    return {
+        "visit": visit, "detector": 0, "band": "r", "outcome": outcome, "reason": reason, "n_alerts": 3,
+        "counts": {"dia_objects_new": 2}, "stage_seconds": {"subtract": 1.5, "store": 0.25}, "latency_s": None,
+        "figures": {"kernel_sum": 1.0123},
+    }  # fmt: skip
+
+
+def test_exposures_are_summed_up():
+    text = render(make_exposures_table([summary(1), summary(2, "skipped", "no_template_coverage")]))
+    assert "skipped (no_template_coverage)" in text
+    assert "1.0123" in text
+    assert "1.75" in text
+    last = text.strip().splitlines()[-2]
+    assert "2 exposures" in last
+    assert "6" in last
+    assert "3.5" in last
+
+
+def test_one_exposure_needs_no_totals():
+    assert "exposures" not in render(make_exposures_table([summary(1)]))
