@@ -56,8 +56,9 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
         x=np.arange(padded.shape[1]) - half + kernel.box.x_min,
         y=np.arange(padded.shape[0]) - half + kernel.box.y_min,
     )
-    terms_u = chebyshev.chebvander(u, kernel.order).T.astype(np.float32)
-    terms_v = chebyshev.chebvander(v, kernel.order).T.astype(np.float32)
+    # Beyond the borders the kernel is that of the border: polynomials run away there.
+    terms_u = chebyshev.chebvander(np.clip(u, -1.0, 1.0), kernel.order).T.astype(np.float32)
+    terms_v = chebyshev.chebvander(np.clip(v, -1.0, 1.0), kernel.order).T.astype(np.float32)
     wrapped = np.zeros((len(kernel.terms), side, side))
     wrapped[:, : kernel.size, : kernel.size] = kernel.terms
     transfer = scipy.fft.rfft2(np.roll(wrapped, (-half, -half), axis=(1, 2))).astype(np.complex64)
