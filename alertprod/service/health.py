@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10.0  # a client that sends nothing must not keep a thread
     server_version = "alertprod"
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's name
+    def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/livez":
                 live, text = self.health.live()

@@ -77,6 +77,8 @@ class LaneState:
     job: Job | None = None
     is_open: bool = False
     """Whether the consumer hands out its events."""
+    is_closing: bool = False
+    """It is about to be taken away: what is in flight may finish, nothing begins."""
 
 
 class Lanes:

@@ -1,8 +1,7 @@
-"""The daemon's four steps on an exposure: receive, claim, publish, settle. The two between, compute and store, are a
-worker's (`alertprod.service.pipeline`).
+"""The daemon's four steps on an exposure: receive, claim, publish, settle.
 
-Each may block, so each runs at a desk and never on the poll thread; each may be tried again after a `TransientError`,
-and after a crash at any point.
+The two between, compute and store, are a worker's (`alertprod.service.pipeline`). Each may block, so each runs at a
+desk and never on the poll thread; each may be tried again after a `TransientError`, and after a crash at any point.
 """
 
 from collections.abc import Collection, Iterable, Mapping
