@@ -53,7 +53,7 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
     summaries = list(summaries)
     table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, show_footer=len(summaries) > 1)
     n_alerts = sum(summary["n_alerts"] for summary in summaries)
-    n_new = sum(summary["counts"].get("dia_objects_new", 0) for summary in summaries)
+    n_new = sum(summary["counts"].get("new_objects", 0) for summary in summaries)
     seconds = sum(sum(summary["stage_seconds"].values()) for summary in summaries)
     table.add_column("visit", justify="right", footer=f"{len(summaries)} exposures")
     table.add_column("det", justify="right")
@@ -74,7 +74,7 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
             summary["band"],
             f"[{style}]{outcome}[/]" + (f" ({reason})" if reason else ""),
             str(summary["n_alerts"]),
-            _text(summary["counts"].get("dia_objects_new")),
+            _text(summary["counts"].get("new_objects")),
             _number(summary["figures"].get("kernel_sum"), ".4f"),
             _number(summary["figures"].get("pull_width"), ".3f"),
             _number(sum(summary["stage_seconds"].values()), ".2f"),

@@ -36,6 +36,7 @@ def sources(make_sources):
 def test_bytes_are_sound_fits(exposure, sources):
     (triplet,) = cut(exposure, sources, with_mask_bits=True).triplets
     assert len(triplet.difference) % 2880 == 0
+    assert load_cutout(triplet.difference).mask.shape == (30, 30)
     with fits.open(io.BytesIO(triplet.difference)) as hdus:
         hdus.verify("exception")
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "UNCERT", "MASK", "PSFIMAGE", "MASKBITS"]
