@@ -28,10 +28,10 @@ class SceneConfig:
     star_flux_njy: tuple[float, float] = (2e3, 6e7)
     """Faintest and brightest; numbers follow flux^-0.6, as star counts away from the plane do."""
     galaxy_flux_njy: tuple[float, float] = (3e3, 6e4)
-    n_transients: int = 60
+    transients_per_arcmin2: float = 3.0
     transient_flux_njy: tuple[float, float] = (1.2e3, 4e4)
     """Peak flux, log-uniform: from below the detection limit to far above it."""
-    n_variables: int = 12
+    variables_per_arcmin2: float = 0.8
     n_movers: int = 1
     mover_flux_njy: float = 1.5e4
     mover_arcsec_per_visit: float = 9.0
@@ -87,22 +87,24 @@ class Scene:
         self._knots, self._knot_flux, self._knot_galaxy = _galaxy_knots(rng, self._galaxies, self._galaxy_flux)
 
         # Variables are stars of their own, bright enough to be seen to vary.
-        self._variables = scatter(config.n_variables)
-        self._variable_flux = 10 ** rng.uniform(4.2, 5.3, config.n_variables)
-        self._variable_amplitude = rng.uniform(0.15, 0.6, config.n_variables)
-        self._variable_period = rng.uniform(4.0, 15.0, config.n_variables)
-        self._variable_phase = rng.uniform(0.0, 1.0, config.n_variables)
+        n_variables = rng.poisson(config.variables_per_arcmin2 * area)
+        self._variables = scatter(n_variables)
+        self._variable_flux = 10 ** rng.uniform(4.2, 5.3, n_variables)
+        self._variable_amplitude = rng.uniform(0.15, 0.6, n_variables)
+        self._variable_period = rng.uniform(4.0, 15.0, n_variables)
+        self._variable_phase = rng.uniform(0.0, 1.0, n_variables)
 
         # Every other transient sits in a galaxy, off its centre by about an arcsecond.
-        self._transients = scatter(config.n_transients)
+        n_transients = rng.poisson(config.transients_per_arcmin2 * area)
+        self._transients = scatter(n_transients)
         if n_galaxies:
-            hosts = rng.integers(0, n_galaxies, size=config.n_transients // 2)
+            hosts = rng.integers(0, n_galaxies, size=n_transients // 2)
             self._transients[: hosts.size] = self._galaxies[hosts] + rng.normal(0.0, 0.8, size=(hosts.size, 2))
         low, high = np.log10(config.transient_flux_njy)
-        self._transient_flux = 10 ** rng.uniform(low, high, config.n_transients)
-        self._transient_peak = rng.uniform(-2.0, 8.0, config.n_transients)
-        self._transient_rise = rng.uniform(1.0, 4.0, config.n_transients)
-        self._transient_fall = rng.uniform(4.0, 15.0, config.n_transients)
+        self._transient_flux = 10 ** rng.uniform(low, high, n_transients)
+        self._transient_peak = rng.uniform(-2.0, 8.0, n_transients)
+        self._transient_rise = rng.uniform(1.0, 4.0, n_transients)
+        self._transient_fall = rng.uniform(4.0, 15.0, n_transients)
 
         self._movers = scatter(config.n_movers) * 0.3
         angle = rng.uniform(0.0, 2.0 * np.pi, config.n_movers)
@@ -124,7 +126,7 @@ class Scene:
             ("star", self._stars, self._star_flux, self._star_flux),
             ("galaxy", self._knots, self._knot_flux, self._knot_flux),
             ("variable", self._variables, variable_now, self._variable_flux),
-            ("transient", self._transients, self._transient_flux * shape, np.zeros(config.n_transients)),
+            ("transient", self._transients, self._transient_flux * shape, np.zeros_like(shape)),
             (
                 "mover",
                 self._movers + epoch * self._mover_step,

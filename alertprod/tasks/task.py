@@ -54,6 +54,7 @@ class Task:
 
     ConfigClass: ClassVar[type[Config]]
     _DefaultName: ClassVar[str]
+    log: logging.Logger
 
     def __init__(
         self,
@@ -62,15 +63,14 @@ class Task:
         parentTask: "Task | None" = None,
         log: logging.Logger | None = None,
     ) -> None:
-        self._parent: weakref.ref[Task] | None = None
         if parentTask is not None:
             if name is None:
                 raise RuntimeError("name is required for a subtask")
             self._name = name
-            self._fullName = f"{parentTask._fullName}.{name}"
+            self._fullName: str = f"{parentTask.getFullName()}.{name}"
             if config is None:
                 config = getattr(parentTask.config, name)
-            self._taskDict: dict[str, weakref.ref[Task]] = parentTask._taskDict
+            self._taskDict: dict[str, weakref.ref[Task]] = parentTask._taskDict  # noqa: SLF001  one for the hierarchy
             logger_name = f"{parentTask.log.name}.{name}"
         else:
             if name is None:

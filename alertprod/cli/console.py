@@ -1,0 +1,41 @@
+"""What every command shares: where text goes, progress bars, JSON lines."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+out = Console(highlight=False)
+"""Results: standard output."""
+
+err = Console(stderr=True, highlight=False)
+"""Progress and remarks: standard error, so that results can be piped."""
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON value on one line of standard output."""
+    print(json.dumps(value, default=str))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show progress on a terminal; say nothing where standard error is a file or a pipe."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=False, disable=not err.is_terminal) as progress:
+        yield progress

@@ -1,0 +1,104 @@
+"""What a difference needs to know of an exposure and a file may not say: sky, stars, PSF."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from lsst.pex.config import Config, Field, RangeField
+
+from alertprod.detection.background import estimate_background
+from alertprod.detection.stars import StarList, find_stars
+from alertprod.errors import InsufficientPsfStars
+from alertprod.images.exposure import Exposure
+from alertprod.images.mask import plane_bits
+from alertprod.psf.fit import MIN_STARS, fit_psf
+from alertprod.tasks.image_psf_match import KernelCandidates
+from alertprod.tasks.task import Struct, Task, timeMethod
+
+_NOT_SKY = plane_bits("BAD", "SAT", "NO_DATA", "CR")
+"""Pixels of these planes say nothing of sky or stars."""
+
+
+class CharacterizeConfig(Config):
+    """How sky, stars and PSF are found."""
+
+    doSubtractBackground = Field(
+        dtype=bool,
+        default=None,
+        optional=True,
+        doc="Subtract a smooth sky; by default only where the level of the image is clearly not zero",
+    )
+    backgroundBinSize = RangeField(
+        dtype=int, default=128, min=16, doc="Side of the sky's bins, pixels: far larger than any star's halo"
+    )
+    maxSkyPulls = Field(
+        dtype=float, default=0.5, doc="The level that counts as clearly not zero, in units of a pixel's noise"
+    )
+
+
+class CharacterizeTask(Task):
+    """Subtract the sky where it is there, find stars, and fit a PSF where there is none."""
+
+    ConfigClass = CharacterizeConfig
+    _DefaultName: ClassVar[str] = "characterize"
+
+    @timeMethod
+    def run(self, exposure: Exposure) -> Struct:
+        """Return an exposure that can be subtracted.
+
+        Returns
+        -------
+        Struct
+            exposure: with sky subtracted and with a PSF, the given one where nothing was missing; selectSources:
+            `KernelCandidates`.
+
+        Raises
+        ------
+        InsufficientPsfStars
+            Raised if a PSF is missing and there are too few stars to fit one.
+        """
+        exposure = self.subtractSky(exposure)
+        stars = self.findStars(exposure)
+        if exposure.psf is None:
+            fitted = fit_psf(exposure.masked_image, x=stars.x, y=stars.y, flux=stars.flux, fwhm_guess=stars.median_fwhm)
+            exposure = replace(
+                exposure,
+                psf=fitted.psf,
+                info=replace(
+                    exposure.info, provenance={**exposure.info.provenance, "psf": f"fitted from {fitted.n_used} stars"}
+                ),
+            )
+            self.metadata.update(nPsfStars=fitted.n_used)
+        return Struct(exposure=exposure, selectSources=_as_candidates(stars))
+
+    def selectKernelSources(self, exposure: Exposure) -> KernelCandidates:
+        """Return the stars of an exposure to fit a matching kernel on."""
+        return _as_candidates(self.findStars(exposure))
+
+    def findStars(self, exposure: Exposure) -> StarList:
+        """Find clean stars, with the PSF's width where it is known."""
+        sigma = exposure.psf.compute_sigma() if exposure.psf is not None else None
+        stars = find_stars(exposure.masked_image, sigma=sigma)
+        self.metadata["nStars"] = len(stars)
+        return stars
+
+    def subtractSky(self, exposure: Exposure) -> Exposure:
+        """Return the exposure without its smooth sky; the given one where there is none to speak of."""
+        wanted = self.config.doSubtractBackground
+        good = exposure.masked_image.usable(_NOT_SKY)
+        if wanted is False or not good.any():
+            return exposure
+        sample = exposure.image[good][:: max(1, int(good.sum()) // 100_000)]
+        level = float(np.median(sample))
+        noise = 1.4826 * float(np.median(np.abs(sample - level)))
+        self.metadata["skyLevel"] = level
+        if wanted is None and abs(level) <= self.config.maxSkyPulls * noise:
+            return exposure
+        background = estimate_background(exposure.image, good, bin_size=self.config.backgroundBinSize)
+        flat = exposure.copy()
+        flat.image[...] -= background.compute_image()
+        return flat
+
+
+def _as_candidates(stars: StarList) -> KernelCandidates:
+    return KernelCandidates(x=stars.x, y=stars.y, flux=stars.flux)

@@ -1,0 +1,125 @@
+"""The Alard-Lupton choice of ``config.subtract``: match two exposures and subtract."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from lsst.pex.config import Config, ConfigChoiceField, makeRegistry
+
+from alertprod._typing import FloatArray
+from alertprod.images.exposure import Exposure
+from alertprod.subtraction.alard_lupton import ConvolveMode, match_images
+from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.tasks.config_fields import make_config_class
+from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
+
+PsfMatchConfigAL = make_config_class("PsfMatchConfigAL", AlardLuptonConfig)
+PsfMatchConfigAL.__module__ = __name__
+
+
+class ImagePsfMatchConfig(Config):
+    """How two images are matched."""
+
+    kernel = ConfigChoiceField(doc="Kind of kernel", typemap={"AL": PsfMatchConfigAL}, default="AL")
+
+
+class ImagePsfMatchTask(Task):
+    """Find the kernel that matches two exposures' PSFs; subtract the one from the other."""
+
+    ConfigClass = ImagePsfMatchConfig
+    _DefaultName: ClassVar[str] = "imagePsfMatch"
+
+    @timeMethod
+    def subtractExposures(
+        self,
+        templateExposure: Exposure,
+        scienceExposure: Exposure,
+        candidateList: "KernelCandidates",
+        convolveTemplate: bool | None = True,
+    ) -> Struct:
+        """Match and subtract two exposures of one pixel grid.
+
+        Parameters
+        ----------
+        candidateList
+            Stars to fit the kernel on.
+        convolveTemplate
+            Convolve the template (True), the science exposure (False), or the sharper of them (None).
+
+        Returns
+        -------
+        Struct
+            subtractedExposure, matchedExposure, warpedExposure (the template as given), psfMatchingKernel,
+            backgroundModel, kernelSources, and match, the core's whole result.
+
+        Raises
+        ------
+        InsufficientKernelSources
+            Raised if too few stars are usable.
+        TaskError
+            Raised if an exposure has no PSF.
+        """
+        if scienceExposure.psf is None or templateExposure.psf is None:
+            which = "science" if scienceExposure.psf is None else "template"
+            raise TaskError(f"the {which} exposure has no psf")
+        mode: ConvolveMode = "auto"
+        if convolveTemplate is not None:
+            mode = "template" if convolveTemplate else "science"
+        match = match_images(
+            scienceExposure.masked_image,
+            templateExposure.masked_image,
+            science_psf=scienceExposure.psf,
+            template_psf=templateExposure.psf,
+            star_x=candidateList.x,
+            star_y=candidateList.y,
+            star_flux=candidateList.flux,
+            config=self.config.kernel["AL"].makeSettings(),
+            convolve=mode,
+        )
+        convolved = scienceExposure if match.convolved == "science" else templateExposure
+        difference = Exposure(
+            masked_image=match.difference,
+            wcs=scienceExposure.wcs,
+            psf=match.psf,
+            photo_calib=scienceExposure.photo_calib,
+            info=scienceExposure.info,
+        )
+        matched = Exposure(
+            masked_image=match.matched,
+            wcs=scienceExposure.wcs,
+            psf=match.psf,
+            photo_calib=scienceExposure.photo_calib,
+            info=convolved.info,
+        )
+        self.metadata.update(
+            ALKernelSize=match.kernel.size,
+            ALBasisMode=match.mode,
+            convolvedExposure=match.convolved.capitalize(),
+            spatialConditionNum=match.condition_number,
+            spatialKernelSum=match.kernel_sum,
+            nKernelSources=len(match.used),
+            nKernelSourcesRejected=len(match.rejected),
+            kernelResidualRms=float(np.median(match.residual_rms)) if len(match.residual_rms) else float("nan"),
+        )
+        return Struct(
+            subtractedExposure=difference,
+            matchedExposure=matched,
+            warpedExposure=templateExposure,
+            psfMatchingKernel=match.kernel,
+            backgroundModel=match.background,
+            kernelSources=match.used,
+            match=match,
+        )
+
+
+class KernelCandidates:
+    """Star positions (pixels) and fluxes (image units), arrays of one length."""
+
+    def __init__(self, *, x: FloatArray, y: FloatArray, flux: FloatArray) -> None:
+        self.x, self.y, self.flux = np.asarray(x, float), np.asarray(y, float), np.asarray(flux, float)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+subtractAlgorithmRegistry: Any = makeRegistry(doc="Ways to subtract two exposures")
+subtractAlgorithmRegistry.register("al", ImagePsfMatchTask)
