@@ -271,17 +271,14 @@ def _read_stream(uri: str, file: IO[bytes], expected: _Digests | None) -> Iterat
             raise CorruptOutbox(uri, "not an outbox file")
         if head.get("version") != _FORMAT_VERSION:
             raise CorruptOutbox(uri, f"format version {head.get('version')!r}; {_FORMAT_VERSION} is known")
-        foot = None
         for item in unpacker:
-            if foot is not None:
-                raise CorruptOutbox(uri, "something follows the foot")
             if isinstance(item, dict):
-                foot = item
-            else:
-                yield _decode_message(uri, item)
-        if foot is None:
+                foot, end = item, unpacker.tell()
+                break
+            yield _decode_message(uri, item)
+        else:
             raise CorruptOutbox(uri, "cut short: the foot is missing")
-        if unpacker.tell() != file.seek(0, os.SEEK_END):
+        if end != file.seek(0, os.SEEK_END):
             raise CorruptOutbox(uri, "something follows the foot")
         if expected is not None and foot != expected.foot():
             raise CorruptOutbox(uri, f"altered: it holds {expected.foot()}, its foot says {foot}")

@@ -12,7 +12,9 @@ branch_labels = None
 depends_on = None
 
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_F4, _F8, _I4, _I8, _BOOL, _TEXT = sa.REAL(), sa.Double(), sa.Integer(), sa.BigInteger(), sa.Boolean(), sa.Text()
+_F4: sa.types.TypeEngine[float] = sa.REAL()
+_F8: sa.types.TypeEngine[float] = sa.Double()
+_I4, _I8, _BOOL, _TEXT = sa.Integer(), sa.BigInteger(), sa.Boolean(), sa.Text()
 
 
 def upgrade() -> None:

@@ -1,0 +1,84 @@
+"""Databases to test on: SQLite always, PostgreSQL where ALERTPROD_TEST_POSTGRES names a server."""
+
+import os
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from alertprod.store.database import Database, upgrade
+from alertprod.store.ledger import Ledger
+from alertprod.store.tables import METADATA
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self):
+        self.now = 1_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    server = os.environ.get("ALERTPROD_TEST_POSTGRES")
+    if not server:
+        pytest.skip("ALERTPROD_TEST_POSTGRES does not name a PostgreSQL server")
+    # A database of our own: whatever is on that server is somebody's.
+    name = f"alertprod_test_{uuid.uuid4().hex[:12]}"
+    admin = sa.create_engine(
+        sa.make_url(server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+    )
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    url = sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    upgrade(url)
+    yield url
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory):
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite, tmp_path):
+    path = tmp_path / "alerts.db"
+    path.write_bytes(migrated_sqlite.read_bytes())
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request):
+    if request.param == "sqlite":
+        return request.getfixturevalue("sqlite_url")
+    url = request.getfixturevalue("postgres_url")
+    database = Database(url)
+    with database.write() as connection:
+        for table in METADATA.sorted_tables:
+            connection.execute(sa.delete(table))
+    database.close()
+    return url
+
+
+@pytest.fixture
+def database(database_url):
+    database = Database(database_url, busy_timeout_s=10.0)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def ledger(database, clock):
+    return Ledger(database, clock=clock)
