@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 from astropy.io import fits
+from numpy.typing import NDArray
 
 from alertprod._typing import FloatArray, IntArray
 from alertprod.errors import CorruptImage, ImageNotYetAvailable, StoreUnavailable
@@ -34,6 +35,7 @@ MAX_HDUS = 4096
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
 _BLOCK = 2880
+_BYTES_AT_ONCE = 1 << 20
 _DTYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 
@@ -58,6 +60,7 @@ class FitsFile:
     def __init__(self, source: str | Path | bytes | BinaryIO, *, name: str) -> None:
         self.name = name
         self._headers: dict[int, fits.Header] = {}
+        self._labels: list[str] = []
         self._stream = self._open(source)
         try:
             self._size = self._stream.seek(0, io.SEEK_END)
@@ -93,7 +96,7 @@ class FitsFile:
 
     def find(self, names: Sequence[str | int]) -> int | None:
         """Return the number of the first of the named (or numbered) HDUs that is there."""
-        labels = [self.label(index).upper() for index in range(len(self.hdus))]
+        labels = [label.upper() for label in self._labels]
         for name in names:
             if isinstance(name, int):
                 if 0 <= name < len(labels):
@@ -104,8 +107,7 @@ class FitsFile:
 
     def label(self, index: int) -> str:
         """Return an HDU's name, or its number where it has none."""
-        name = self.hdus[index].name
-        return str(name) if name else str(index)
+        return self._labels[index]
 
     def header(self, index: int) -> fits.Header:
         """Return the header of an HDU: the image's own where it is tile-compressed; cards mended that can be."""
@@ -222,12 +224,13 @@ class FitsFile:
                 hdu = hdus[index]
             except IndexError:
                 break
+            self._labels.append(str(hdu.name) or str(index))
             where = hdu.fileinfo()
             end = where["datLoc"] + where["datSpan"]
             # The last block's padding may be missing; whether data are too is seen when they are read.
             if where["datSpan"] < 0 or end >= self._size + _BLOCK:
                 raise CorruptImage(
-                    self.name, hdu.name or str(index), f"declares data up to byte {end}; the file has {self._size}"
+                    self.name, self._labels[index], f"declares data up to byte {end}; the file has {self._size}"
                 )
             index += 1
             if index > MAX_HDUS:
@@ -237,59 +240,79 @@ class FitsFile:
     def _read(self, index: int, *, verify: bool) -> tuple[Any, fits.Header]:
         """Return raw values in native order and the header whose scaling cards still apply to them."""
         shape = self.require_plane(index)
-        hdu, label = self.hdus[index], self.label(index)
-        where = hdu.fileinfo()
-        with self.translated(label):
-            if isinstance(hdu, fits.CompImageHDU):
-                table_header = hdu._bintable.header  # noqa: SLF001 - no public way to the table's own cards
-                tile = math.prod(int(table_header.get(f"ZTILE{axis}", 1)) for axis in (1, 2, 3, 4))
-                if not 1 <= tile <= MAX_PIXELS:
-                    raise CorruptImage(self.name, label, f"tiles of {tile} pixels")
-                if verify:
-                    self._verify(table_header, where, label)
-                values = np.asarray(hdu.data).reshape(shape)
-                return values.astype(values.dtype.newbyteorder("="), copy=False), fits.Header()
-            header = self.header(index)
-            dtype = np.dtype(_DTYPES[int(header["BITPIX"])])
-            values = np.empty(shape, dtype=dtype)
-            self._stream.seek(where["datLoc"])
-            # A one-dimensional view of bytes: readinto fills it without a second copy.
-            buffer = values.reshape(-1).view(np.uint8).data
-            filled = 0
-            while filled < len(buffer):
-                n = self._stream.readinto(buffer[filled:])  # type: ignore[attr-defined]
-                if not n:
-                    raise CorruptImage(self.name, label, f"ends after {filled} of {len(buffer)} bytes")
-                filled += n
-            if verify and "DATASUM" in header:
-                self._compare_sum(compute_datasum(values), header, label)
-            if dtype.itemsize > 1 and dtype.newbyteorder("=") != dtype:
-                values = values.byteswap(inplace=True).view(dtype.newbyteorder("="))
-            return values, header
+        with self.translated(self.label(index)):
+            if isinstance(self.hdus[index], fits.CompImageHDU):
+                # astropy applies the scaling cards itself.
+                return self._read_tiles(index, shape, verify=verify), fits.Header()
+            return self._read_plain(index, shape, verify=verify), self.header(index)
 
-    def _verify(self, header: fits.Header, where: dict[str, Any], label: str) -> None:
-        if "DATASUM" in header:
+    def _read_plain(self, index: int, shape: tuple[int, int], *, verify: bool) -> Any:
+        header, label = self.header(index), self.label(index)
+        dtype = np.dtype(_DTYPES[int(header["BITPIX"])])
+        values = np.empty(shape, dtype=dtype.newbyteorder("="))
+        flat = values.reshape(-1)
+        must_swap = dtype.itemsize > 1 and sys.byteorder == "little"
+        total = 0
+        self._stream.seek(self.hdus[index].fileinfo()["datLoc"])
+        # Summed and swapped while still in the processor's cache.
+        at_once = _BYTES_AT_ONCE // dtype.itemsize
+        for start in range(0, flat.size, at_once):
+            part = flat[start : start + at_once]
+            self._fill(part.view(np.uint8).data, label)
+            if verify:
+                total += _add_words(part.view(np.uint8))
+            if must_swap:
+                part.byteswap(inplace=True)
+        if verify:
+            self._compare_sum(_fold(total), header, label)
+        return values
+
+    def _read_tiles(self, index: int, shape: tuple[int, int], *, verify: bool) -> Any:
+        hdu, label = self.hdus[index], self.label(index)
+        table = hdu._bintable.header  # noqa: SLF001 - no public way to the table's own cards
+        tile = [int(table.get(f"ZTILE{axis}", 1 if axis > 1 else shape[1])) for axis in (1, 2)]
+        if min(tile) < 1 or math.prod(tile) > MAX_PIXELS:
+            raise CorruptImage(self.name, label, f"tiles of {tile[0]} x {tile[1]} pixels")
+        n_tiles = math.prod(-(-n // size) for n, size in zip(shape[::-1], tile, strict=True))
+        if int(table["NAXIS2"]) != n_tiles:
+            raise CorruptImage(self.name, label, f"{table['NAXIS2']} tiles; {n_tiles} cover the image")
+        if verify:
+            where = hdu.fileinfo()
             self._stream.seek(where["datLoc"])
-            self._compare_sum(compute_datasum(self._stream.read(where["datSpan"])), header, label)
+            self._compare_sum(compute_datasum(self._stream.read(where["datSpan"])), table, label)
+        values = np.asarray(hdu.data).reshape(shape)
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    def _fill(self, buffer: memoryview, label: str) -> None:
+        filled = 0
+        while filled < len(buffer):
+            n = self._stream.readinto(buffer[filled:])  # type: ignore[attr-defined]
+            if not n:
+                raise CorruptImage(self.name, label, "the file ends before the last pixel")
+            filled += n
 
     def _compare_sum(self, computed: int, header: fits.Header, label: str) -> None:
-        declared = str(header["DATASUM"]).strip()
+        declared = str(header.get("DATASUM", computed)).strip()
         if declared != str(computed):
             raise CorruptImage(self.name, label, f"DATASUM is {declared}, the data's sum is {computed}")
 
 
-def compute_datasum(data: Any) -> int:
-    """Return the FITS DATASUM of big-endian bytes, or of an array of them; padded with zeros to whole words.
+def compute_datasum(data: bytes) -> int:
+    """Return the FITS DATASUM of big-endian bytes (FITS 4.0, section 4.4.2.7): the ones' complement sum of words."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    return _fold(sum(_add_words(raw[start : start + _BYTES_AT_ONCE]) for start in range(0, raw.size, _BYTES_AT_ONCE)))
 
-    Notes
-    -----
-    The 32-bit ones' complement sum does not depend on the byte order but for a swap of its result, so the
-    words are added in the machine's order (FITS 4.0, appendix J; RFC 1071).
-    """
-    raw = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
-    tail = raw[raw.size // 4 * 4 :].tobytes()
-    words = raw[: raw.size // 4 * 4].view(np.uint32)
-    total = int(words.sum(dtype=np.uint64)) + int.from_bytes(tail.ljust(4, b"\0"), sys.byteorder)
+
+def _add_words(raw: NDArray[np.uint8]) -> int:
+    """Return the plain sum of big-endian 32-bit words, padded with zeros to a whole one."""
+    whole = raw.size // 4 * 4
+    words = raw[:whole].view(np.uint32)
+    # Swapping a piece that is in the cache and adding is faster than adding big-endian numbers.
+    words = words.byteswap() if sys.byteorder == "little" else words
+    return int(words.sum(dtype=np.uint64)) + int.from_bytes(raw[whole:].tobytes().ljust(4, b"\0"), "big")
+
+
+def _fold(total: int) -> int:
     while total >> 32:
         total = (total & 0xFFFFFFFF) + (total >> 32)
-    return int.from_bytes(total.to_bytes(4, sys.byteorder), "big")
+    return total

@@ -17,7 +17,7 @@ from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.errors import CorruptImage, DiskFull
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images import noise
-from alertprod.images._fits_file import FitsFile, compute_datasum
+from alertprod.images._fits_file import FitsFile
 from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.facts import HeaderCards, read_info, read_pointing
 from alertprod.images.mask import MASK_PLANES, plane_bits, remap_planes
@@ -29,7 +29,7 @@ from alertprod.psf.model import PointSpreadFunction
 
 Source = str | Path | bytes | BinaryIO
 
-_PROVENANCE_PREFIX = "ALERTPROD "
+_PROVENANCE_PREFIX = "AP "
 _NO_SPACE = 28  # errno.ENOSPC
 
 
@@ -129,7 +129,7 @@ def save_exposure(exposure: Exposure, path: str | Path, *, compress: bool = Fals
     hdus.extend(psf_hdus)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        hdus.writeto(partial, overwrite=True, checksum=False)
+        hdus.writeto(partial, overwrite=True, checksum="datasum")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def _read_header(file: FitsFile, profile: InstrumentProfile) -> ExposureHeader:
     for card in file.header(0):
         if card.startswith(_PROVENANCE_PREFIX):
             info.provenance[card.removeprefix(_PROVENANCE_PREFIX).lower()] = str(file.header(0)[card])
-    info.provenance["photometry"] = how
+    info.provenance.setdefault("photometry", how)
     return ExposureHeader(shape=shape, wcs=wcs, psf=psf, photo_calib=photo_calib, info=info)
 
 
@@ -257,18 +257,18 @@ def _read_planes(file: FitsFile, profile: InstrumentProfile, header: ExposureHea
     planes, info, shape = profile.planes, header.info, header.shape
     index = _find_image(file, profile)
     image = file.read_image(index, verify=planes.checksums)
-    mask = _read_mask(file, profile, info, shape)
+    mask, knows_saturation = _read_mask(file, profile, info, shape)
     empty = ~np.isfinite(image)
     if profile.pixels.no_data_value is not None:
         empty |= image == np.float32(profile.pixels.no_data_value)
-    no_data = plane_bits("NO_DATA")
-    empty |= (mask & no_data) != 0
+    no_data = np.int32(plane_bits("NO_DATA"))
+    np.logical_or(empty, mask & no_data, out=empty)
     if empty.any():
         if empty.all():
             raise CorruptImage(file.name, file.label(index), "no pixel has data")
         image[empty] = np.nan
         mask[empty] |= no_data
-    if info.saturation is not None:
+    if info.saturation is not None and not knows_saturation:
         noise.mask_saturated(image, mask, level=info.saturation, bit=plane_bits("SAT"), grow=profile.saturation.grow)
     if profile.pixels.edge:
         inside = np.zeros(shape, dtype=bool)
@@ -281,10 +281,13 @@ def _read_planes(file: FitsFile, profile: InstrumentProfile, header: ExposureHea
     return MaskedImage(image=image, mask=mask, variance=variance)
 
 
-def _read_mask(file: FitsFile, profile: InstrumentProfile, info: ExposureInfo, shape: tuple[int, int]) -> IntArray:
+def _read_mask(
+    file: FitsFile, profile: InstrumentProfile, info: ExposureInfo, shape: tuple[int, int]
+) -> tuple[IntArray, bool]:
+    """Return the mask in our layout, and whether the file has a plane for saturation."""
     index = file.find(profile.planes.mask)
     if index is None:
-        return np.zeros(shape, dtype=np.int32)
+        return np.zeros(shape, dtype=np.int32), False
     _require_shape(file, index, shape)
     bits = file.read_mask(index, verify=profile.planes.checksums)
     layouts: list[dict[str, int]] = []
@@ -297,7 +300,7 @@ def _read_mask(file: FitsFile, profile: InstrumentProfile, info: ExposureInfo, s
         layouts = [declared] if declared else []
     if not layouts:
         info.provenance["mask"] = "any non-zero value is BAD"
-        return (bits != 0).astype(np.int32) * np.int32(plane_bits("BAD"))
+        return (bits != 0).astype(np.int32) * np.int32(plane_bits("BAD")), False
     n_bits = 8 * bits.dtype.itemsize
     wrong = [f"{name} {bit}" for layout in layouts for name, bit in layout.items() if not 0 <= bit < n_bits]
     if wrong:
@@ -308,7 +311,7 @@ def _read_mask(file: FitsFile, profile: InstrumentProfile, info: ExposureInfo, s
         mask |= more
     if dropped:
         info.provenance["mask"] = f"planes without a meaning here: {', '.join(dropped)}"
-    return mask
+    return mask, any("SAT" in layout for layout in layouts)
 
 
 def _read_variance(
@@ -386,10 +389,7 @@ def _make_hdu(pixels: Any, cards: fits.Header, plane: str, *, compress: bool) ->
         if pixels.dtype.kind == "f":
             return fits.CompImageHDU(pixels, cards, name=plane, compression_type="GZIP_2", quantize_level=0.0)
         return fits.CompImageHDU(pixels, cards, name=plane, compression_type="RICE_1")
-    big_endian = pixels.astype(pixels.dtype.newbyteorder(">"))
-    hdu = fits.ImageHDU(big_endian, cards, name=plane)
-    hdu.header["DATASUM"] = (str(compute_datasum(big_endian)), "sum of the data, ones' complement")
-    return hdu
+    return fits.ImageHDU(pixels, cards, name=plane)
 
 
 def _make_primary_header(exposure: Exposure) -> fits.Header:
@@ -420,12 +420,17 @@ def _make_primary_header(exposure: Exposure) -> fits.Header:
     header["TIMESYS"] = ("TAI", "of all times here")
     for card, value, comment in facts:
         if value is not None:
-            header[card] = (value, comment)
+            header[card] = (_plain(value) if isinstance(value, str) else value, comment)
     for fact, text in info.provenance.items():
-        # Longer than a card: astropy refuses; what is cut is for people to read anyway.
         card = f"HIERARCH {_PROVENANCE_PREFIX}{fact.upper()}"
-        header[card] = text[: 80 - len(card) - len(" = ''")]
+        # A card of this kind cannot be continued: what does not fit is cut.
+        header[card] = _plain(text).replace("'", "")[: 80 - len(f"{card} = ''")]
     return header
+
+
+def _plain(text: str) -> str:
+    """Return text that a card may hold."""
+    return text.encode("ascii", "replace").decode().translate(dict.fromkeys(range(32), " "))
 
 
 def _first_line(error: Exception) -> str:

@@ -53,7 +53,7 @@ def remap_planes(mask: IntArray, file_planes: Mapping[str, int]) -> tuple[IntArr
     Returns
     -------
     mask
-        int32 of the same shape, bits as in `MASK_PLANES`.
+        int32 of the same shape, bits as in `MASK_PLANES`; `mask` itself where nothing changes.
     dropped
         Names of the file's planes that have no room here and were set somewhere.
     """
@@ -69,6 +69,8 @@ def remap_planes(mask: IntArray, file_planes: Mapping[str, int]) -> tuple[IntArr
             same |= 1 << bit
         else:
             moved.append((bit, MASK_PLANES[name]))
+    if present == same and mask.dtype == np.int32:
+        return mask, dropped
     remapped = (mask & mask.dtype.type(same)).astype(np.int32)
     for bit, ours in moved:
         remapped |= (mask >> bit & 1).astype(np.int32) << ours

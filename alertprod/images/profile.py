@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from alertprod.errors import ConfigError
-from alertprod.ids import ExposurePacker, RubinPacker, SequencePacker
+from alertprod.ids import EXPOSURE_BITS, ExposurePacker, RubinPacker, SequencePacker
 from alertprod.images.mask import MASK_PLANES
 
 PROFILES_DIRECTORY = Path(__file__).parent / "profiles"
@@ -126,8 +126,14 @@ class Times(_Table):
     """When the shutter was open: two of the four, or one instant and `exposure_time`."""
 
     start: Moment | None = None
+    """The shutter opens."""
+
     middle: Moment | None = None
+    """Half way between open and close."""
+
     end: Moment | None = None
+    """The shutter closes."""
+
     exposure_time: Fact | None = None
     """Seconds."""
 
@@ -139,7 +145,11 @@ class Planes(_Table):
     """Which HDU is which plane: a name, a number, or a list of them, the first that is there counts."""
 
     image: HduNames = ("IMAGE",)
+    """Integers or floats; BSCALE and BZERO are applied."""
+
     mask: HduNames = ()
+    """Bits; see `mask_bits`. A file without it has no masked pixels but those found from the image."""
+
     variance: HduNames = ()
     """Image unit squared."""
 
@@ -208,7 +218,7 @@ class Noise(_Table):
 
 
 class Saturation(_Table):
-    """Which pixels are full."""
+    """Which pixels are full, where the file's own mask has no plane for it."""
 
     level: Fact | None = None
     """Image units; pixels at or above it get SAT. Take it below the pile-up of full pixels."""
@@ -274,6 +284,8 @@ class Photometry(_Table):
     """
 
     njy_per_count: Fact | None = None
+    """nJy of one image unit."""
+
     zero_point: Fact | None = None
     """AB magnitude of one image unit."""
 
@@ -291,9 +303,25 @@ class Ids(_Table):
     """How visit and detector are packed into 38 bits; see `alertprod.ids`."""
 
     packer: Literal["sequence", "rubin"] = "sequence"
+    """``rubin`` for 13-digit visits YYYYMMDDnnnnn, ``sequence`` for visits that count up."""
+
     n_detectors: int = Field(default=256, ge=1)
+    """Detectors are numbered from 0 to below it."""
+
     n_visits: int = Field(default=1 << 30, ge=1)
+    """Visits are numbered from 0 to below it."""
+
     instrument_number: int = Field(default=0, ge=0)
+    """Sets instruments apart that share one database and alert topic: each its own number."""
+
+    @model_validator(mode="after")
+    def _require_room(self) -> Self:
+        if self.packer == "sequence" and self.n_detectors * self.n_visits * (self.instrument_number + 1) > (
+            1 << EXPOSURE_BITS
+        ):
+            msg = f"n_detectors * n_visits * (instrument_number + 1) exceeds 2**{EXPOSURE_BITS}"
+            raise ValueError(msg)
+        return self
 
 
 class InstrumentProfile(_Table):
@@ -310,13 +338,22 @@ class InstrumentProfile(_Table):
     """For people."""
 
     visit: Visit | None = None
+    """Number of the exposure; the same for all its detectors."""
+
     detector: Fact | None = None
+    """Number of the detector, from 0."""
+
     band: Fact | None = None
     """One short name per passband, as templates and alerts call it."""
 
     physical_filter: Fact | None = None
+    """The filter's own name."""
+
     target_name: Fact | None = None
+    """What was pointed at."""
+
     observation_reason: Fact | None = None
+    """Why, in the observatory's words."""
 
     planes: Planes = Planes()
     noise: Noise = Noise()
