@@ -41,6 +41,7 @@ class Desk:
     """
 
     def __init__(self, name: str, inbox: Inbox) -> None:
+        self.name = name
         self._inbox = inbox
         self._tasks: queue.SimpleQueue[tuple[Any, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

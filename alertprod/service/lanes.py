@@ -8,12 +8,16 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Final
 
 from alertprod.service.publications import Publication
 from alertprod.service.work import WorkOrder, WorkResult
 from alertprod.store.ledger import Claimed, ExposureKey, LedgerRow
 from alertprod.stream.messages import VisitReady
 from alertprod.stream.records import Lane, Received
+
+REOPEN_HEADER: Final = "alertprod-reopen"
+"""On an event that is the replay of a dead letter: an end without stored bytes is claimed again."""
 
 
 class Step(StrEnum):
@@ -57,6 +61,32 @@ class Job:
     alone: bool = False
     """It was claimed three times without an outcome: nothing may run beside it."""
 
+    @property
+    def stage(self) -> str:
+        """What the step is called in logs and dead letters."""
+        return "compute" if self.step in (Step.WORK, Step.COUNT_DEATH) else self.step.value
+
+    @property
+    def is_reopening(self) -> bool:
+        """Whether its event is the replay of a dead letter."""
+        return self.received is not None and any(name == REOPEN_HEADER for name, _ in self.received.headers)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is being claimed, computed or published, and not merely waiting."""
+        return self.step is Step.PUBLISH or (self.running and self.step in (Step.CLAIM, Step.WORK))
+
+    def begin_at(self, step: Step) -> None:
+        """Go on with `step`, at once."""
+        self.step, self.running, self.failures, self.not_before = step, False, 0, 0.0
+
+    def names(self) -> dict[str, Any]:
+        """Return what a log line about it is found by."""
+        if self.key is not None:
+            return {"instrument": self.key.instrument, "visit": self.key.visit, "detector": self.key.detector}
+        offset = None if self.received is None else self.received.offset
+        return {"topic": self.lane.topic, "partition": self.lane.partition, "offset": offset}
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class LaneState:
@@ -88,6 +118,8 @@ class Lanes:
         self._lanes: dict[Lane, LaneState] = {}
         self._jobs: dict[int, Job] = {}
         self._tickets = itertools.count(1)
+        self.is_draining = False
+        """Whether the daemon is stopping: nothing begins, nothing is tried again."""
 
     def __iter__(self) -> Iterator[LaneState]:
         return iter(list(self._lanes.values()))
