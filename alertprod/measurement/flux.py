@@ -55,6 +55,7 @@ def measure_psf_flux(
     x: FloatArray,
     y: FloatArray,
     bad_planes: int = BAD_PLANES,
+    psf_images: FloatArray | None = None,
 ) -> PsfFluxes:
     """Measure point-source fluxes at fixed positions.
 
@@ -68,6 +69,8 @@ def measure_psf_flux(
         Positions, shape ``(n,)``, pixels; the first pixel's centre is (0, 0). Off the image or NaN is allowed.
     bad_planes
         Mask bits of pixels to leave out.
+    psf_images
+        `draw_psfs` at these positions where somebody has them already.
 
     Returns
     -------
@@ -84,8 +87,11 @@ def measure_psf_flux(
     n_data = np.empty(n, dtype=np.int64)
     for part in chunks(n):
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
-        on_image = stamps.usable.any(axis=(1, 2))
-        images = draw_psfs(psf, x=np.where(on_image, x[part], np.nan), y=y[part])
+        if psf_images is None:
+            on_image = stamps.usable.any(axis=(1, 2))
+            images = draw_psfs(psf, x=np.where(on_image, x[part], np.nan), y=y[part])
+        else:
+            images = psf_images[part]
         _loops.fit_psf_fluxes(
             stamps.values, stamps.variances, stamps.usable, images, flux[part], flux_err[part], chi2[part], n_data[part]
         )
@@ -113,6 +119,7 @@ def measure_aperture_flux(
     psf_flux: FloatArray,
     radius: float = APERTURE_RADIUS,
     bad_planes: int = BAD_PLANES,
+    psf_images: FloatArray | None = None,
 ) -> ApertureFluxes:
     """Measure fluxes within disks, each pixel weighted by its exact overlap.
 
@@ -131,6 +138,8 @@ def measure_aperture_flux(
         Pixels.
     bad_planes
         Mask bits of unusable pixels.
+    psf_images
+        `draw_psfs` at these positions where somebody has them already.
 
     Returns
     -------
@@ -151,7 +160,7 @@ def measure_aperture_flux(
             x[part],
             y[part],
             radius,
-            draw_psfs(psf, x=x[part], y=y[part]),
+            draw_psfs(psf, x=x[part], y=y[part]) if psf_images is None else psf_images[part],
             column[part],
             row[part],
             np.asarray(psf_flux, dtype=float)[part],

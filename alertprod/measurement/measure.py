@@ -16,6 +16,7 @@ from alertprod.measurement.dipole import DipoleConfig, Dipoles, fit_dipoles
 from alertprod.measurement.flags import FLAG_NAMES, PixelFlags, measure_pixel_flags
 from alertprod.measurement.flux import APERTURE_RADIUS, PsfFluxes, measure_aperture_flux, measure_psf_flux
 from alertprod.measurement.shape import Shapes, measure_shapes
+from alertprod.measurement.stamps import draw_psfs
 from alertprod.psf.model import PointSpreadFunction
 
 _CATALOG_FLAGS = {
@@ -171,19 +172,23 @@ def measure_dia_sources(
     x, y = centroids.x, centroids.y
 
     njy = difference.photo_calib.njy_per_count
-    fluxes = measure_psf_flux(difference.masked_image, difference.psf, x=x, y=y, bad_planes=bad_planes)
+    psf_images = draw_psfs(difference.psf, x=x, y=y)
+    fluxes = measure_psf_flux(
+        difference.masked_image, difference.psf, x=x, y=y, bad_planes=bad_planes, psf_images=psf_images
+    )
     _fill_psf_flux(catalog, fluxes, njy)
     aperture = measure_aperture_flux(
         difference.masked_image, difference.psf, x=x, y=y, psf_flux=fluxes.flux, radius=APERTURE_RADIUS,
-        bad_planes=bad_planes,
+        bad_planes=bad_planes, psf_images=psf_images,
     )  # fmt: skip
     catalog["ap_flux"], catalog["ap_flux_err"] = aperture.flux * njy, aperture.flux_err * njy
     catalog["ap_flux_flag"], catalog["ap_flux_flag_aperture_truncated"] = aperture.flag, aperture.flag_truncated
     if config.force:
         _fill_forced_fluxes(catalog, science, matched_template, psf_of_template, x, y, bad_planes)
     shapes = measure_shapes(
-        difference.masked_image, difference.psf, x=x, y=y, is_negative=fluxes.flux < 0, bad_planes=bad_planes
-    )
+        difference.masked_image, difference.psf, x=x, y=y, is_negative=fluxes.flux < 0, bad_planes=bad_planes,
+        psf_images=psf_images,
+    )  # fmt: skip
     _fill_shapes(catalog, shapes, footprints, difference)
     if dipoles is not None:
         _fill_dipoles(catalog, dipoles, difference)

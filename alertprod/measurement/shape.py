@@ -50,6 +50,7 @@ def measure_shapes(
     y: FloatArray,
     is_negative: BoolArray,
     bad_planes: int = BAD_PLANES,
+    psf_images: FloatArray | None = None,
 ) -> Shapes:
     """Measure adaptive moments at the centroids.
 
@@ -65,6 +66,8 @@ def measure_shapes(
         Sources of negative flux are measured on the negated image.
     bad_planes
         Mask bits of unusable pixels, which count as the fitted Gaussian fills them.
+    psf_images
+        `draw_psfs` at these positions where somebody has them already.
 
     Notes
     -----
@@ -78,7 +81,7 @@ def measure_shapes(
     ok, no_pixels = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
     for part in chunks(n):
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
-        images = draw_psfs(psf, x=x[part], y=y[part])
+        images = draw_psfs(psf, x=x[part], y=y[part]) if psf_images is None else psf_images[part]
         dx, dy = x[part] - stamps.column, y[part] - stamps.row
         everywhere = np.ones(images.shape, dtype=np.bool_)
         start = np.full(len(dx), max(1.0, (psf.size / 8.0) ** 2))
