@@ -131,6 +131,17 @@ class ProcessingError(AlertprodError, RuntimeError):
     """Readable input on which the algorithms fail; carries the numbers."""
 
 
+class InsufficientPsfStars(ProcessingError):
+    """Too few usable stars to fit the point spread function of an image that came without one."""
+
+    def __init__(self, n_stars: int, n_required: int) -> None:
+        super().__init__(n_stars, n_required)
+        self.n_stars, self.n_required = n_stars, n_required
+
+    def __str__(self) -> str:
+        return f"{self.n_stars} usable PSF stars, {self.n_required} required"
+
+
 class InsufficientKernelSources(ProcessingError):
     """Too few usable stars to solve for the matching kernel."""
 

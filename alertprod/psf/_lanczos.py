@@ -39,8 +39,8 @@ def kernel_weights(fractions: FloatArray, kernel: str) -> FloatArray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def sampling_matrix(*, n_samples: int, size: int, step: float, offset: float, order: int = 4) -> FloatArray:
-    """Return the matrix that draws a row of model samples on pixels.
+def sampling_matrices(*, n_samples: int, size: int, step: float, offsets: FloatArray, order: int = 4) -> FloatArray:
+    """Return the matrices that draw rows of model samples on pixels.
 
     Parameters
     ----------
@@ -50,17 +50,27 @@ def sampling_matrix(*, n_samples: int, size: int, step: float, offset: float, or
         Number of pixels, odd; their centre is the middle one.
     step
         Pixels between neighbouring samples.
-    offset
-        Pixels by which the model's centre lies off the middle pixel.
+    offsets
+        Shape ``(n,)``, pixels by which the model's centre lies off the middle pixel.
 
     Returns
     -------
     FloatArray
-        Shape ``(size, n_samples)``; rows sum to 1, or are 0 where the pixel lies off the model.
+        Shape ``(n, size, n_samples)``; rows sum to 1, or are 0 where the pixel lies off the model.
     """
-    pixels = np.arange(size) - size // 2
-    places = n_samples // 2 + (pixels - offset) / step
-    weights = lanczos(np.arange(n_samples)[None, :] - places[:, None], order)
-    weights[(places < 0) | (places > n_samples - 1)] = 0.0
-    totals = weights.sum(axis=1, keepdims=True)
-    return np.divide(weights, totals, out=np.zeros_like(weights), where=totals > 0)
+    offsets = np.asarray(offsets, dtype=float)
+    pixels = np.arange(size) - float(size // 2)
+    places = n_samples // 2 + (pixels[None, :] - offsets[:, None]) / step
+    # A point within rounding of a sample is on it.
+    first = np.floor(places + 1e-9).astype(int) - order + 1
+    taps = first[..., None] + np.arange(2 * order)
+    weights = lanczos(taps - places[..., None], order)
+    inside = (taps >= 0) & (taps < n_samples)
+    weights[~inside] = 0.0
+    weights[(places < -1e-9) | (places > n_samples - 1 + 1e-9)] = 0.0
+    totals = weights.sum(axis=-1, keepdims=True)
+    np.divide(weights, totals, out=weights, where=totals > 0)
+    matrices = np.zeros((offsets.size, size, n_samples))
+    star, pixel, tap = np.nonzero(inside)
+    matrices[star, pixel, taps[star, pixel, tap]] = weights[star, pixel, tap]
+    return matrices

@@ -8,7 +8,7 @@ import numpy as np
 from astropy.io import fits
 
 from alertprod._typing import FloatArray
-from alertprod.psf._lanczos import sampling_matrix
+from alertprod.psf._lanczos import sampling_matrices
 from alertprod.psf.model import PointSpreadFunction
 
 _MAX_SAMPLES = 1024
@@ -152,8 +152,7 @@ class PsfexPsf(PointSpreadFunction):
             Raised if the polynomial gives no flux at (x, y): far outside the stars that made it.
         """
         n = self._components.shape[1]
-        columns = sampling_matrix(n_samples=n, size=self._size, step=self._sampling, offset=dx)
-        rows = sampling_matrix(n_samples=n, size=self._size, step=self._sampling, offset=dy)
+        columns, rows = sampling_matrices(n_samples=n, size=self._size, step=self._sampling, offsets=np.array([dx, dy]))
         image = rows @ self.compute_model(x=x, y=y) @ columns.T
         total = image.sum()
         if not total > 0:
