@@ -97,7 +97,7 @@ def detect(
     if not (np.isfinite(sigma) and sigma > 0):
         msg = f"PSF sigma is {sigma}; a positive finite number of pixels is needed"
         raise ValueError(msg)
-    kernel = _filter_kernel(psf)
+    kernel = make_filter_kernel(psf)
     if smooth:
         significance = compute_significance(masked_image, kernel, bad_bits=bad_bits)
     else:
@@ -136,7 +136,7 @@ def compute_significance(masked_image: MaskedImage, kernel: FloatArray, *, bad_b
     return significance
 
 
-def _filter_kernel(psf: PointSpreadFunction | float) -> FloatArray:
+def make_filter_kernel(psf: PointSpreadFunction | float) -> FloatArray:
     """Return the PSF's kernel image cut to the central box that holds its power."""
     if isinstance(psf, int | float):
         half = max(1, int(np.ceil(4.0 * psf)))

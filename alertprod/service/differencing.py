@@ -145,6 +145,8 @@ def _compute_figures(
     }
     if "scaleDiffimVarianceFactor" in task.metadata:
         figures["variance_scale"] = task.metadata["scaleDiffimVarianceFactor"]
+    if "noiseCorrelation" in task.scaleVariance.metadata:
+        figures["noise_correlation"] = task.scaleVariance.metadata["noiseCorrelation"]
     return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 

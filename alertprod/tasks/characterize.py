@@ -60,7 +60,17 @@ class CharacterizeTask(Task):
         exposure = self.subtractSky(exposure)
         stars = self.findStars(exposure)
         if exposure.psf is None:
-            fitted = fit_psf(exposure.masked_image, x=stars.x, y=stars.y, flux=stars.flux, fwhm_guess=stars.median_fwhm)
+            if not len(stars):
+                raise InsufficientPsfStars(0, MIN_STARS)
+            fitted = fit_psf(
+                exposure.image,
+                exposure.variance,
+                ~exposure.masked_image.usable(_NOT_SKY),
+                x=stars.x,
+                y=stars.y,
+                snr=stars.snr,
+                fwhm_guess=stars.median_fwhm,
+            )
             exposure = replace(
                 exposure,
                 psf=fitted.psf,

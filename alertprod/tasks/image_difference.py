@@ -242,7 +242,7 @@ class ImageDifferenceTask(Task):
         if not self.config.doDetection:
             return None
         if self.config.doScaleDiffimVariance:
-            self.metadata["scaleDiffimVarianceFactor"] = self.scaleVariance.run(difference.masked_image)
+            self.metadata["scaleDiffimVarianceFactor"] = self.scaleVariance.run(difference.masked_image, difference.psf)
         footprints = self.detection.run(difference, doMerge=self.config.doMerge).sources
         if not self.config.doMeasurement:
             return None

@@ -6,10 +6,12 @@ import numpy as np
 from lsst.pex.config import Config, Field, ListField
 
 from alertprod.detection.background import estimate_background
+from alertprod.detection.detect import compute_significance, make_filter_kernel
 from alertprod.errors import BadSubtraction
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
+from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.task import Task, timeMethod
 
 _IQR_TO_SIGMA = 0.741301109252801
@@ -26,17 +28,35 @@ class ScaleVarianceConfig(Config):
         doc="Pixels of these planes do not count",
     )
     limit = Field(dtype=float, default=10.0, doc="A factor beyond this, or below its inverse, is an error")
+    maxNoiseCorrelation = Field(
+        dtype=float,
+        default=1.1,
+        doc="Where the noise of a point source's flux is this much above what independent pixels would have, as on"
+        " images that were resampled before, the variance is raised to it: a flux error must be right, and 5 sigma"
+        " be 5 sigma",
+    )
 
 
 class ScaleVarianceTask(Task):
-    """Multiply the variance by the square of the width of image / sqrt(variance)."""
+    """Multiply the variance by the square of the width of image / sqrt(variance).
+
+    Notes
+    -----
+    Pixels whose noise is correlated show less of it one by one than a PSF sees. The width is therefore measured a
+    second time on the matched-filter significance, which is N(0, 1) where pixels are independent.
+    """
 
     ConfigClass = ScaleVarianceConfig
     _DefaultName: ClassVar[str] = "scaleVariance"
 
     @timeMethod
-    def run(self, maskedImage: MaskedImage) -> float:
+    def run(self, maskedImage: MaskedImage, psf: PointSpreadFunction | None = None) -> float:
         """Rescale in place and return the factor; 1.0 where fewer than two pixels count.
+
+        Parameters
+        ----------
+        psf
+            Of the image, to look for correlated noise with; without one it is not looked for.
 
         Raises
         ------
@@ -48,7 +68,27 @@ class ScaleVarianceTask(Task):
         if not 1.0 / limit <= factor <= limit:
             raise BadSubtraction("the factor by which the variance plane is off", factor, limit)
         maskedImage.variance *= np.float32(factor)
-        return factor
+        if psf is None:
+            return factor
+        correlation = self.computeNoiseCorrelation(maskedImage, psf)
+        self.metadata["noiseCorrelation"] = correlation
+        if correlation <= self.config.maxNoiseCorrelation:
+            return factor
+        if correlation**2 > limit:
+            raise BadSubtraction("the noise of point sources over that of independent pixels", correlation, limit**0.5)
+        maskedImage.variance *= np.float32(correlation**2)
+        return float(factor * correlation**2)
+
+    def computeNoiseCorrelation(self, maskedImage: MaskedImage, psf: PointSpreadFunction) -> float:
+        """Return the width of the matched-filter significance off the sources; 1.0 where too few pixels count."""
+        bits = plane_bits(*self.config.maskPlanes)
+        good = maskedImage.usable(bits)
+        kernel = make_filter_kernel(psf)
+        if good.sum() < 2:
+            return 1.0
+        significance = compute_significance(maskedImage, kernel, bad_bits=bits)[good]
+        low, high = np.percentile(significance, [25.0, 75.0])
+        return float(_IQR_TO_SIGMA * (high - low))
 
     def computeScaleFactor(self, maskedImage: MaskedImage) -> float:
         """Return (0.74 IQR)^2 of the pulls of the background-free pixels that count."""

@@ -4,7 +4,7 @@ from scipy import ndimage, stats
 from scipy.signal import correlate
 
 from alertprod.detection import _loops
-from alertprod.detection.detect import DetectionConfig, _filter_kernel, _separate, compute_significance, detect
+from alertprod.detection.detect import DetectionConfig, make_filter_kernel, _separate, compute_significance, detect
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
@@ -29,7 +29,7 @@ def test_significance_of_a_star_is_its_matched_filter_signal_to_noise(make_image
 @pytest.mark.parametrize("profile", [GaussianPsf(fwhm=4.0), MoffatPsf(fwhm=4.0, beta=2.5, size=31)])
 def test_filter_keeps_the_signal_to_noise_of_the_exact_psf(profile):
     exact = profile.compute_kernel_image(x=0, y=0)
-    kernel = _filter_kernel(profile)
+    kernel = make_filter_kernel(profile)
     kernel_y, kernel_x, _, _ = _separate(kernel)
     border = (exact.shape[0] - kernel.shape[0]) // 2
     used = np.pad(kernel_y.T @ kernel_x, border)
@@ -44,7 +44,7 @@ def test_filter_loop_equals_its_numpy_twin(make_image, psf):
     image.mask[rng.random(image.shape) < 0.05] = plane_bits("BAD")
     image.image[7, 9] = np.nan
     image.variance[30, 30] = np.inf
-    kernel_y, kernel_x, squared_y, squared_x = _separate(_filter_kernel(MoffatPsf(fwhm=4.0, beta=3.0)))
+    kernel_y, kernel_x, squared_y, squared_x = _separate(make_filter_kernel(MoffatPsf(fwhm=4.0, beta=3.0)))
     usable = image.usable(plane_bits("BAD"))
     values = np.where(usable, image.image, 0.0)
     variances = np.where(usable, image.variance, 0.0)
@@ -60,7 +60,7 @@ def test_filter_loop_equals_its_numpy_twin(make_image, psf):
 def test_pure_noise_has_unit_significance_and_the_expected_rate_of_false_peaks(make_image, psf):
     n, threshold = 1024, 3.8
     image = make_image((n, n), psf, seed=11)
-    significance = compute_significance(image, _filter_kernel(psf), bad_bits=0)
+    significance = compute_significance(image, make_filter_kernel(psf), bad_bits=0)
     # Independent samples are about 4 pi sigma^2 pixels each.
     n_independent = n * n / (4.0 * np.pi * SIGMA**2)
     assert significance.std() == pytest.approx(1.0, abs=5.0 / np.sqrt(2.0 * n_independent))
@@ -174,7 +174,7 @@ def test_order_is_total_even_among_equal_sources(make_image, psf):
 def test_footprints_are_disks_about_the_pixels_over_the_threshold(make_image, psf):
     image = make_image((128, 128), psf, SIX_STARS, seed=1)
     config = DetectionConfig(polarity="positive")
-    significance = compute_significance(image, _filter_kernel(psf), bad_bits=0)
+    significance = compute_significance(image, make_filter_kernel(psf), bad_bits=0)
     radius = int(2.4 * SIGMA + 0.5)
     v, u = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     grown = ndimage.binary_dilation(significance >= 5.0, structure=u * u + v * v <= radius * radius)
