@@ -14,18 +14,20 @@ from alertprod.errors import InsufficientKernelSources
 from alertprod.geometry.box import Box
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
-from alertprod.psf.model import FWHM_PER_SIGMA, PointSpreadFunction
-from alertprod.subtraction.basis import KernelBasis, choose_widths, compute_trace_fwhm, make_alard_lupton_basis
+from alertprod.psf.model import PointSpreadFunction
+from alertprod.subtraction.basis import (
+    KernelBasis,
+    choose_widths,
+    compute_trace_fwhm,
+    lead_with_psfs,
+    make_alard_lupton_basis,
+)
 from alertprod.subtraction.candidates import CandidateList, StampGeometry
 from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.subtraction.convolve import convolve_image, convolve_variance, fill_bad_pixels, grow_mask
-from alertprod.subtraction.kernel_solution import (
-    SpatialSolution,
-    StampEquations,
-    build_equations,
-    solve_spatial,
-)
+from alertprod.subtraction.kernel_solution import SpatialSolution, solve_spatial
 from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel, count_terms, spatial_terms
+from alertprod.subtraction.stamp_equations import StampEquations, build_equations, estimate_flux_ratio
 
 Convolved = Literal["template", "science"]
 """The image that was convolved."""
@@ -235,7 +237,11 @@ def fit_kernel(
     """
     convolved_fwhm, reference_fwhm = compute_trace_fwhm(convolved_psf), compute_trace_fwhm(reference_psf)
     sigmas, size, mode = choose_widths(config, convolved_fwhm=convolved_fwhm, reference_fwhm=reference_fwhm)
-    basis = make_alard_lupton_basis(sigmas, config.alard_deg_gauss, size, mode=mode)
+    basis = lead_with_psfs(
+        make_alard_lupton_basis(sigmas, config.alard_deg_gauss, size, mode=mode),
+        convolved_psf=convolved_psf,
+        reference_psf=reference_psf,
+    )
     candidates = CandidateList(
         convolved,
         reference,
@@ -245,10 +251,7 @@ def fit_kernel(
         geometry=StampGeometry.for_kernel(size),
         config=config,
     )
-    excess = max(reference_fwhm**2 - convolved_fwhm**2, 0.0) / FWHM_PER_SIGMA**2
-    # The sum of squares of a Gaussian kernel; 1 where none is needed. NaN widths leave 1.
-    variance_factor = 1.0 / max(1.0, 4.0 * np.pi * excess) if np.isfinite(excess) else 1.0
-    clipping = _Clipping(candidates, basis, convolved.box, variance_factor, config)
+    clipping = _Clipping(candidates, basis, convolved.box, config)
     solution, orders = clipping.run()
     equations = clipping.equations
     kernel_terms = np.tensordot(solution.kernel.T, basis.images, axes=1)
@@ -277,15 +280,13 @@ class _Clipping:
         candidates: CandidateList,
         basis: KernelBasis,
         box: Box,
-        variance_factor: float,
         config: AlardLuptonConfig,
     ) -> None:
         self._candidates, self._basis, self._box, self._config = candidates, basis, box, config
-        self._variance_factor = variance_factor
-        self._gram = np.einsum("iyx,jyx->ij", basis.images, basis.images)
         self.rejected: list[int] = []
         first = candidates.take(np.zeros(0, dtype=np.int64))
         self._require(len(first))
+        self._flux_ratio = estimate_flux_ratio(candidates, first)
         self.equations = self._build(first)
 
     def run(self) -> tuple[SpatialSolution, tuple[int, int]]:
@@ -308,9 +309,7 @@ class _Clipping:
         return self.equations.measure_residuals(solution.evaluate(kernel_terms, background_terms))
 
     def _build(self, indices: IntArray) -> StampEquations:
-        return build_equations(
-            self._candidates, indices, self._basis, variance_factor=self._variance_factor, config=self._config
-        )
+        return build_equations(self._candidates, indices, self._basis, flux_ratio=self._flux_ratio, config=self._config)
 
     def _clip_single(self, fresh: StampEquations, known: StampEquations | None = None) -> None:
         """Judge fresh stars by their own kernels, let others move up in their cells, then judge the kernel sums."""
@@ -386,7 +385,8 @@ class _Clipping:
             self.equations,
             kernel_terms,
             background_terms,
-            gram=self._gram,
+            basis=self._basis,
+            flux_ratio=self._flux_ratio,
             correct_noise_bias=self._config.correct_noise_bias,
         )
         return solution, orders

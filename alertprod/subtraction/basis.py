@@ -4,7 +4,7 @@ The raw functions are products of one function of x and one of y, which makes co
 renormalised basis is a linear combination of them, kept beside the images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,13 @@ from alertprod.subtraction.config import AlardLuptonConfig
 
 _SUM_EPSILON = float(np.finfo(np.float32).eps)
 """Sums below it are taken as zero: odd functions, which rounding leaves a little off."""
+
+_PRIOR_DEPARTURE = 1.0
+"""Norm of a departure from the leading kernel that costs as much as one standard deviation, in units of its norm:
+larger than any real one, far smaller than what a fit without information comes up with."""
+
+_LEADING_NOISE = 1e-4
+"""Noise power against which the leading kernel is fitted, relative to the PSF's own: keeps sharpening kernels tame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,45 @@ class KernelBasis:
     transform: FloatArray
     sigmas: tuple[float, ...]
     mode: str
+
+    @property
+    def gram(self) -> FloatArray:
+        """Inner products of the kernels, ``(n, n)``: what they make of white noise."""
+        flat = self.images.reshape(len(self), -1)
+        return flat @ flat.T
+
+    @property
+    def first_power(self) -> float:
+        """Sum of the squares of the first kernel."""
+        return float((self.images[0] ** 2).sum())
+
+    def led_by(self, coefficients: FloatArray) -> "KernelBasis":
+        """Replace the first kernel by a combination of all, of unit sum: the shape from which the others are departures.
+
+        Raises
+        ------
+        ValueError
+            Raised if the combination has no sum that could be brought to one.
+        """
+        total = coefficients[0]
+        if not (np.all(np.isfinite(coefficients)) and total > 0):
+            msg = f"the sum of the leading kernel is {total}"
+            raise ValueError(msg)
+        transform = self.transform.copy()
+        transform[0] = (coefficients / total) @ self.transform
+        images = self.images.copy()
+        images[0] = np.tensordot(coefficients / total, self.images, axes=1)
+        return replace(self, images=images, transform=transform)
+
+    def compute_prior_strength(self, flux_ratio: float) -> float:
+        """Return the weight, relative to `gram`, that keeps departures about as large as the first kernel at most."""
+        return 1.0 / (_PRIOR_DEPARTURE**2 * flux_ratio**2 * self.first_power)
+
+    def compute_prior(self, flux_ratio: float) -> FloatArray:
+        """Return what that weight adds to normal equations, ``(n, n)``; nothing for the first kernel."""
+        prior = self.compute_prior_strength(flux_ratio) * self.gram
+        prior[0] = prior[:, 0] = 0.0
+        return prior
 
     @property
     def size(self) -> int:
@@ -151,3 +197,45 @@ def make_alard_lupton_basis(
         images[i] /= norm
         transform[i] /= norm
     return KernelBasis(images, table, np.array(x_profile), np.array(y_profile), transform, tuple(sigmas), mode)
+
+
+def lead_with_psfs(
+    basis: KernelBasis, *, convolved_psf: PointSpreadFunction, reference_psf: PointSpreadFunction
+) -> KernelBasis:
+    """Let the basis begin with the kernel that the two PSF models ask for, so that few or faint stars do no harm.
+
+    What the stars tell beyond it comes from the other kernels. Where the PSFs ask for nothing sensible the basis stays.
+    """
+    outer, inner = 2 * basis.size + 1, 2 * (basis.size - basis.size // 2) + 1
+    x, y = reference_psf.average_position
+    source = _fit_into(convolved_psf.compute_kernel_image(x=x, y=y), outer)
+    target = _fit_into(reference_psf.compute_kernel_image(x=x, y=y), inner).ravel()
+    design = convolve_stamps(source[None], basis, inner).reshape(len(basis), -1)
+    noise = _LEADING_NOISE * float((source**2).sum()) * basis.gram
+    try:
+        return basis.led_by(np.linalg.solve(design @ design.T + noise, design @ target))
+    except (ValueError, np.linalg.LinAlgError):
+        return basis
+
+
+def _fit_into(image: FloatArray, side: int) -> FloatArray:
+    rim = (image.shape[0] - side) // 2
+    return image[rim:-rim, rim:-rim] if rim > 0 else np.pad(image, -rim)
+
+
+def convolve_stamps(stamps: FloatArray, basis: KernelBasis, side: int) -> FloatArray:
+    """Convolve stamps ``(n, s, s)`` with every basis kernel: ``(n, n_basis, side, side)``, the middle of each."""
+    n, outer, _ = stamps.shape
+    half, kernel_half = side // 2, basis.size // 2
+    # band[p, i, o] = profile_p(o - i): one banded matrix for all profiles.
+    shift = (np.arange(side)[None, :] + outer // 2 - half) - np.arange(outer)[:, None]
+    inside = np.abs(shift) <= kernel_half
+    band = np.where(inside, basis.profiles[:, np.clip(shift + kernel_half, 0, basis.size - 1)], 0.0)
+    n_profiles = len(basis.profiles)
+    along_x = (stamps.reshape(n * outer, outer) @ band.transpose(1, 0, 2).reshape(outer, -1)).reshape(
+        n, outer, n_profiles, side
+    )
+    raw = np.empty((n, len(basis), side, side))
+    for i, (px, py) in enumerate(zip(basis.x_profile, basis.y_profile, strict=True)):
+        raw[:, i] = band[py].T @ along_x[:, :, px, :]
+    return (basis.transform @ raw.reshape(n, len(basis), -1)).reshape(n, len(basis), side, side)

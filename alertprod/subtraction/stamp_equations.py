@@ -1,0 +1,210 @@
+"""Normal equations of kernel stars: small matrices that stand for the pixels.
+
+A solution's residuals on a star follow from a second such matrix, so that clipping and refitting never touch pixels
+again.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.subtraction.basis import KernelBasis, convolve_stamps
+from alertprod.subtraction.candidates import CandidateList
+from alertprod.subtraction.config import AlardLuptonConfig
+
+_BATCH = 32
+"""Stars whose design matrices are held at once: some tens of MB."""
+
+_RATIO_STARS = 200
+"""Stars whose median flux ratio is taken: the error of a median of 200 is a tenth of one star's."""
+
+_RIDGE = 1e-12
+"""Relative to a matrix of unit diagonal: below any information, above rounding."""
+
+
+@dataclass(slots=True)
+class StampEquations:
+    """Sums over the pixels of stars; m basis kernels and a column of ones where the background is fitted.
+
+    Attributes
+    ----------
+    index
+        Shape ``(n,)``: which stars.
+    x, y
+        Their positions, pixels.
+    matrix, vector
+        ``(n, m, m)`` and ``(n, m)``: normal equations with the weights of the fit.
+    noise
+        ``(n,)``: the noise of the convolved image adds ``noise * basis.gram`` to `matrix`.
+    test_matrix, test_vector, test_norm
+        The same sums with each pixel's own variance, for the residuals in units of the noise.
+    mean_row, mean_target, n_pixels
+        Sums of the design and of the data over the noise, and the number of pixels.
+    own_sum, own_sum_error, own_mean, own_rms
+        Of the kernel that each star asks for by itself: its sum and the error of that, mean and rms of its residuals in
+        units of the noise. NaN where there is no such kernel.
+    """
+
+    index: IntArray
+    x: FloatArray
+    y: FloatArray
+    matrix: FloatArray
+    vector: FloatArray
+    noise: FloatArray
+    test_matrix: FloatArray
+    test_vector: FloatArray
+    test_norm: FloatArray
+    mean_row: FloatArray
+    mean_target: FloatArray
+    n_pixels: FloatArray
+    own_sum: FloatArray
+    own_sum_error: FloatArray
+    own_mean: FloatArray
+    own_rms: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def select(self, keep: BoolArray) -> "StampEquations":
+        """Return the equations of some stars."""
+        return StampEquations(*(getattr(self, name)[keep] for name in self.__slots__))
+
+    def joined(self, other: "StampEquations") -> "StampEquations":
+        """Return the equations of these and other stars."""
+        return StampEquations(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
+
+    def measure_residuals(self, coefficients: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return mean and rms of each star's residuals in units of the noise, for coefficients ``(n, m)``."""
+        quadratic = np.einsum("ni,nij,nj->n", coefficients, self.test_matrix, coefficients)
+        chi2 = self.test_norm - 2.0 * np.einsum("ni,ni->n", coefficients, self.test_vector) + quadratic
+        mean = (self.mean_target - np.einsum("ni,ni->n", coefficients, self.mean_row)) / self.n_pixels
+        return mean, np.sqrt(np.maximum(chi2, 0.0) / self.n_pixels)
+
+
+def build_equations(
+    candidates: CandidateList,
+    indices: IntArray,
+    basis: KernelBasis,
+    *,
+    flux_ratio: float,
+    config: AlardLuptonConfig,
+) -> StampEquations:
+    """Convolve stars' stamps with the basis, once, and sum their normal equations.
+
+    Parameters
+    ----------
+    flux_ratio
+        Of the reference to the convolved image, about; see `estimate_flux_ratio`.
+    """
+    parts = [
+        _build_batch(candidates, indices[start : start + _BATCH], basis, flux_ratio, config)
+        for start in range(0, len(indices), _BATCH)
+    ]
+    return StampEquations(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in StampEquations.__slots__)
+    )
+
+
+def _build_batch(
+    candidates: CandidateList,
+    indices: IntArray,
+    basis: KernelBasis,
+    flux_ratio: float,
+    config: AlardLuptonConfig,
+) -> StampEquations:
+    source, source_variance, target, target_variance, good = candidates.extract(indices)
+    n, side = len(indices), target.shape[1]
+    n_pixels = good.sum(axis=(1, 2)).astype(float)
+    design = convolve_stamps(source, basis, side).reshape(n, len(basis), -1)
+    if config.fit_for_background:
+        design = np.concatenate([design, np.ones((n, 1, side * side))], axis=1)
+
+    variance = target_variance + basis.first_power * flux_ratio**2 * source_variance
+    if config.error_floor > 0:
+        sky = np.median(np.where(good, target, np.nan)[:, :: side - 1, :], axis=(1, 2), keepdims=True)
+        variance = variance + (config.error_floor * (target - np.nan_to_num(sky))) ** 2
+    inverse = np.where(good, 1.0 / variance, 0.0).reshape(n, -1)
+    if config.constant_variance_weighting:
+        median = np.array([np.median(v[g]) for v, g in zip(variance, good, strict=True)])
+        weight = good.reshape(n, -1) / median[:, None]
+    else:
+        weight = inverse
+    data = target.reshape(n, -1)
+    weighted = design * weight[:, None, :]
+    tested = design * inverse[:, None, :]
+    sigma_inverse = np.sqrt(inverse)
+    transposed = design.transpose(0, 2, 1)
+    nothing = np.full(n, np.nan)
+    equations = StampEquations(
+        index=indices,
+        x=candidates.column[indices].astype(float),
+        y=candidates.row[indices].astype(float),
+        matrix=weighted @ transposed,
+        vector=(weighted @ data[:, :, None])[:, :, 0],
+        noise=(weight * source_variance.reshape(n, -1)).sum(axis=1),
+        test_matrix=tested @ transposed,
+        test_vector=(tested @ data[:, :, None])[:, :, 0],
+        test_norm=(inverse * data * data).sum(axis=1),
+        mean_row=(design @ sigma_inverse[:, :, None])[:, :, 0],
+        mean_target=(sigma_inverse * data).sum(axis=1),
+        n_pixels=n_pixels,
+        own_sum=nothing,
+        own_sum_error=nothing,
+        own_mean=nothing,
+        own_rms=nothing,
+    )
+    _solve_own(equations, basis, flux_ratio)
+    return equations
+
+
+def _solve_own(equations: StampEquations, basis: KernelBasis, flux_ratio: float) -> None:
+    """Solve each star for its own kernel and fill in the ``own_`` columns.
+
+    Notes
+    -----
+    The noise of the convolved image is taken out of the kernel sum's equation and left in the others, where it keeps
+    what a star cannot tell at the first basis kernel's shape.
+    """
+    n_basis = len(basis)
+    matrix = equations.matrix.copy()
+    noise = equations.noise[:, None] * basis.gram[0]
+    matrix[:, 0, :n_basis] -= noise
+    matrix[:, 1:n_basis, 0] -= noise[:, 1:]
+    matrix[:, :n_basis, :n_basis] += basis.compute_prior(flux_ratio)
+    diagonal = np.einsum("nii->ni", matrix)
+    usable = np.all((diagonal > 0) & np.isfinite(diagonal), axis=1) & np.all(np.isfinite(equations.vector), axis=1)
+    scale = np.sqrt(np.where(usable[:, None], diagonal, 1.0))
+    matrix /= scale[:, :, None] * scale[:, None, :]
+    matrix[~usable] = np.eye(matrix.shape[1])
+    matrix += _RIDGE * np.eye(matrix.shape[1])
+    right = np.zeros((*equations.vector.shape, 2))
+    right[:, :, 0] = np.where(usable[:, None], equations.vector, 0.0) / scale
+    # The second column gives the first element of the inverse: all flux is in the first basis kernel.
+    right[:, 0, 1] = 1.0
+    solved = np.linalg.solve(matrix, right)
+    usable &= solved[:, 0, 1] > 0
+    coefficients = np.where(usable[:, None], solved[:, :, 0] / scale, np.nan)
+    equations.own_sum = coefficients[:, 0]
+    equations.own_sum_error = np.where(usable, np.sqrt(np.maximum(solved[:, 0, 1], 0.0)) / scale[:, 0], np.nan)
+    equations.own_mean, equations.own_rms = equations.measure_residuals(coefficients)
+
+
+def estimate_flux_ratio(candidates: CandidateList, indices: IntArray) -> float:
+    """Return the median over stars of the reference's flux over the convolved image's, in apertures with local sky.
+
+    Good to some per cent: enough to weigh the two images' noise. 1 where there is no light.
+    """
+    source, _, target, _, good = candidates.extract(indices[:_RATIO_STARS])
+    rim = (source.shape[1] - target.shape[1]) // 2
+    source = source[:, rim:-rim, rim:-rim]
+    border = np.ones(target.shape[1:], dtype=bool)
+    border[2:-2, 2:-2] = False
+    fluxes = []
+    for stamps in (target, source):
+        sky = np.array(
+            [np.median(s[g & border]) if (g & border).any() else 0.0 for s, g in zip(stamps, good, strict=True)]
+        )
+        fluxes.append(np.where(good, stamps - sky[:, None, None], 0.0).sum(axis=(1, 2)))
+    bright = (fluxes[0] > 0) & (fluxes[1] > 0)
+    return float(np.median(fluxes[0][bright] / fluxes[1][bright])) if bright.any() else 1.0
