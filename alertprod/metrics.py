@@ -12,6 +12,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from alertprod.errors import AlertprodError, BadInputError, PartialWriteError, ProcessingError, TransientError
+
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 LATENCY_EDGES_S: Final = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 120, 180, 300, 600, 1800, 3600)
@@ -51,35 +53,29 @@ EXPOSURE_OUTCOMES: Final = ("published", "skipped", "expired", "duplicate", "dea
 ALERT_OUTCOMES: Final = ("acked", "replayed")
 WORKER_DEATHS: Final = ("crash", "deadline", "memory", "warm_up")
 
+
+def _reasons(*roots: type[AlertprodError]) -> tuple[str, ...]:
+    """Return the labels of a part of the tree, as far as `alertprod.errors` draws it."""
+    found: list[str] = []
+    for root in roots:
+        if root.__module__ == AlertprodError.__module__:
+            found += [root.reason(), *_reasons(*root.__subclasses__())]
+    return tuple(dict.fromkeys(found))
+
+
 DEAD_LETTER_REASONS: Final = (
-    "invalid_event",
-    "corrupt_image",
-    "header_mismatch",
-    "schema_mismatch",
-    "template_unreadable",
-    "bad_input_error",
-    "insufficient_kernel_sources",
-    "bad_subtraction",
-    "too_many_dia_sources",
-    "worker_died",
-    "processing_error",
-    "store_unavailable",
-    "registry_unavailable",
-    "image_not_yet_available",
-    "disk_full",
+    *_reasons(BadInputError, ProcessingError, TransientError),
+    "message_refused",
+    "corrupt_outbox",
     "unexpected",
 )
 """Names of the errors, as `AlertprodError.reason` gives them; ``unexpected`` is a bug."""
 
 RETRY_REASONS: Final = (
-    "store_unavailable",
-    "broker_unavailable",
-    "registry_unavailable",
-    "image_not_yet_available",
-    "disk_full",
+    *_reasons(TransientError, PartialWriteError),
+    "corrupt_outbox",
     "worker_died",
     "claim_lost",
-    "partial_write_error",
 )
 
 FIGURES: Final[Mapping[str, tuple[tuple[float, ...], str]]] = {

@@ -1,0 +1,123 @@
+"""Metrics."""
+
+import math
+
+import pytest
+
+from alertprod.errors import AlertprodError
+from alertprod.metrics import DEAD_LETTER_REASONS, LATENCY_EDGES_S, Metrics
+
+
+@pytest.fixture
+def metrics():
+    return Metrics({"Camera": ("g", "r")})
+
+
+def sample(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"alertprod_{name}", labels)
+
+
+def test_each_alert_is_observed_at_its_acknowledgement(metrics):
+    metrics.observe_published(
+        "Camera", "r", shutter_close_unix_s=1000.0, now_unix_s=1062.0, ack_unix_s=[1055.0, 1060.0, 1062.0]
+    )
+
+    labels = {"instrument": "Camera", "band": "r"}
+    assert sample(metrics, "shutter_to_ack_seconds_count", **labels) == 3
+    assert sample(metrics, "shutter_to_ack_seconds_bucket", le="60.0", **labels) == 2
+    assert sample(metrics, "shutter_to_published_seconds_count", **labels) == 1
+    assert sample(metrics, "alerts_total", instrument="Camera", outcome="acked") == 3
+    assert sample(metrics, "last_success_timestamp_seconds", instrument="Camera") == 1062.0
+
+
+def test_an_exposure_without_alerts_is_observed_too(metrics):
+    metrics.observe_published("Camera", "g", shutter_close_unix_s=0.0, now_unix_s=9.0, ack_unix_s=[])
+
+    labels = {"instrument": "Camera", "band": "g"}
+    assert sample(metrics, "shutter_to_published_seconds_sum", **labels) == 9.0
+    assert sample(metrics, "shutter_to_ack_seconds_count", **labels) == 0
+
+
+def test_latencies_below_zero_are_counted_and_not_observed(metrics):
+    metrics.observe_published("Camera", "r", shutter_close_unix_s=100.0, now_unix_s=63.0, ack_unix_s=[63.0])
+
+    assert sample(metrics, "negative_latencies_total") == 2
+    assert sample(metrics, "shutter_to_ack_seconds_count", instrument="Camera", band="r") == 0
+
+
+def test_events_cannot_make_new_series(metrics):
+    before = metrics.render().count(b"\n")
+    for visit in range(50):
+        metrics.count_exposure("Camera", f"outcome {visit}")
+        metrics.count_dead_letter(f"reason {visit}")
+        metrics.count_expected(f"Instrument{visit}")
+
+    assert sample(metrics, "exposures_total", instrument="Camera", outcome="other") == 50
+    assert sample(metrics, "dead_letters_total", reason="other") == 50
+    assert sample(metrics, "exposures_expected_total", instrument="other") == 50
+    assert metrics.render().count(b"\n") <= before + 2  # the one series of `other` with its creation time
+
+    for visit in range(50):
+        metrics.observe_published(f"I{visit}", f"b{visit}", shutter_close_unix_s=0, now_unix_s=1, ack_unix_s=[1])
+    assert sample(metrics, "shutter_to_published_seconds_count", instrument="other", band="other") == 50
+
+
+def test_every_error_that_is_a_dead_letter_has_its_own_reason():
+    def leaves(kind):
+        return [kind] + [leaf for sub in kind.__subclasses__() for leaf in leaves(sub)]
+
+    from alertprod import errors
+
+    ours = [
+        kind
+        for kind in leaves(errors.BadInputError) + leaves(errors.ProcessingError)
+        if kind.__module__ == errors.__name__
+    ]
+    assert issubclass(ours[0], AlertprodError)
+    assert {kind.reason() for kind in ours} <= set(DEAD_LETTER_REASONS)
+
+
+def test_counters_start_at_zero_so_that_the_first_count_shows_in_a_rate(metrics):
+    assert sample(metrics, "dead_letters_total", reason="corrupt_image") == 0
+    assert sample(metrics, "exposures_total", instrument="Camera", outcome="published") == 0
+
+
+def test_science_figures_are_observed_and_nan_is_not(metrics):
+    metrics.observe_figures("Camera", "r", {"kernel_sum": 0.97, "pull_width": math.nan, "unheard_of": 3.0})
+
+    labels = {"instrument": "Camera", "band": "r"}
+    assert sample(metrics, "kernel_sum_sum", **labels) == 0.97
+    assert not sample(metrics, "pull_width_count", **labels)
+
+
+def test_stage_names_are_a_closed_set(metrics):
+    metrics.observe_stages({"match": 1.5, "something new": 2.0})
+
+    assert sample(metrics, "stage_seconds_sum", stage="match") == 1.5
+    assert sample(metrics, "stage_seconds_sum", stage="other") == 2.0
+
+
+def test_two_sets_of_metrics_do_not_meet():
+    one, two = Metrics(), Metrics()
+    one.inflight.set(5)
+
+    assert sample(two, "inflight") == 0
+
+
+def test_latency_edges_lie_on_the_requirement_and_the_first_years_number():
+    assert {60, 120} <= set(LATENCY_EDGES_S)
+
+
+def test_what_the_design_names_is_there(metrics):
+    metrics.set_build_info(version="1", schema="lsst.v11_1", config_hash="abc", delivery="exactly-once")
+    text = metrics.render().decode()
+
+    for name in (
+        "shutter_to_ack_seconds", "shutter_to_published_seconds", "event_wait_seconds", "stage_seconds",
+        "exposures_total", "exposures_expected_total", "alerts_total", "template_cache_hits_total",
+        "template_cache_misses_total", "template_cache_evictions_total", "template_cache_bytes", "consumer_lag",
+        "inflight", "oldest_inflight_seconds", "last_success_timestamp_seconds", "dead_letters_total", "build_info",
+        "kernel_sum", "residual_ratio", "pull_width", "n_sources", "limiting_magnitude",
+    ):  # fmt: skip
+        assert f"# TYPE alertprod_{name.removesuffix('_total')}" in text, name
+    assert 'version="1"' in text
