@@ -3,9 +3,15 @@
 import os
 import uuid
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from alertprod.geometry.wcs import SkyWcs
+from alertprod.images.exposure import Exposure, ExposureInfo
+from alertprod.images.masked_image import MaskedImage
+from alertprod.images.photo_calib import PhotoCalib
+from alertprod.psf.analytic import GaussianPsf
 from alertprod.store.database import Database, upgrade
 from alertprod.store.ledger import Ledger
 from alertprod.store.tables import METADATA
@@ -82,3 +88,38 @@ def clock():
 @pytest.fixture
 def ledger(database, clock):
     return Ledger(database, clock=clock)
+
+
+def make_exposure(*, wcs, shape=(60, 80), band="r", level=100.0, variance=4.0, zero_point=31.4, fwhm=4.0, has_psf=True):
+    """A flat exposure with a known level and noise, in counts of a given zero point."""
+    rng = np.random.default_rng(11)
+    image = (level + np.sqrt(variance) * rng.standard_normal(shape)).astype(np.float32)
+    return Exposure(
+        masked_image=MaskedImage(image, np.zeros(shape, dtype=np.int32), np.full(shape, variance, dtype=np.float32)),
+        wcs=wcs,
+        psf=GaussianPsf(fwhm=fwhm, size=25) if has_psf else None,
+        photo_calib=PhotoCalib.from_zero_point(zero_point),
+        info=ExposureInfo(instrument="SimCam", band=band),
+    )
+
+
+def make_wcs(ra_deg=150.0, dec_deg=2.0, *, shape=(60, 80), scale_arcsec=0.5, rotation_deg=0.0):
+    """A tangent plane whose middle is at a place."""
+    return SkyWcs.from_tangent(
+        ra_deg=ra_deg,
+        dec_deg=dec_deg,
+        x=(shape[1] - 1) / 2,
+        y=(shape[0] - 1) / 2,
+        scale_arcsec=scale_arcsec,
+        rotation_deg=rotation_deg,
+    )
+
+
+@pytest.fixture
+def exposure():
+    return make_exposure
+
+
+@pytest.fixture
+def wcs():
+    return make_wcs
