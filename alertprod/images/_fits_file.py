@@ -217,7 +217,7 @@ class FitsFile:
             raise CorruptImage(self.name, "file", "not FITS: it does not begin with SIMPLE")
         self._stream.seek(0)
         hdus = fits.open(self._stream, mode="readonly", memmap=False, lazy_load_hdus=True)
-        index = 0
+        index, end = 0, 0
         # Asking one by one lets each be judged before the next is looked for beyond its declared end.
         while True:
             try:
@@ -235,6 +235,10 @@ class FitsFile:
             index += 1
             if index > MAX_HDUS:
                 raise CorruptImage(self.name, "file", f"more than {MAX_HDUS} HDUs")
+        # astropy passes over a last header without its END: a plane would be missing and nobody would know.
+        self._stream.seek(min(end, self._size))
+        if self._stream.read(8) == b"XTENSION":
+            raise CorruptImage(self.name, str(index), "the file ends within this HDU's header")
         return hdus
 
     def _read(self, index: int, *, verify: bool) -> tuple[Any, fits.Header]:

@@ -127,6 +127,7 @@ def save_exposure(exposure: Exposure, path: str | Path, *, compress: bool = Fals
             cards["BUNIT"] = unit if plane == "IMAGE" else f"{unit}**2"
         hdus.append(_make_hdu(pixels, cards, plane, compress=compress))
     hdus.extend(psf_hdus)
+    hdus[0].header["NEXTEND"] = (len(hdus) - 1, "extensions: fewer, and the file was cut short")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         hdus.writeto(partial, overwrite=True, checksum="datasum")
@@ -145,6 +146,9 @@ def _name(source: Source) -> str:
 
 
 def _read_header(file: FitsFile, profile: InstrumentProfile) -> ExposureHeader:
+    declared = file.header(0).get("NEXTEND")
+    if profile.planes.checksums and declared is not None and declared != len(file.hdus) - 1:
+        raise CorruptImage(file.name, "file", f"{len(file.hdus) - 1} extensions; the header declares {declared}")
     index = _find_image(file, profile)
     shape = file.require_plane(index)
     image_header = file.header(index)
@@ -343,24 +347,22 @@ def _make_variance(
     file: FitsFile, profile: InstrumentProfile, info: ExposureInfo, image: FloatArray, bad: BoolArray, *, label: str
 ) -> FloatArray:
     settings = profile.noise
-    try:
-        sky = noise.measure_sky(image, bad, cell_size=settings.cell_size)
-    except ValueError as error:
-        raise CorruptImage(file.name, label, str(error)) from error
     if settings.source == "gain" and info.gain is None:
         raise CorruptImage(file.name, label, "no gain, and the profile makes the variance from it")
-    if settings.source != "pixels" and info.gain is not None and not settings.sky_subtracted:
-        read_noise = info.read_noise or 0.0
-        info.provenance["variance"] = f"gain {info.gain:g} e-/count, read noise {read_noise:g} e-"
-        return noise.compute_variance_from_gain(
-            image, bad, sky, gain=info.gain, read_noise=read_noise, pedestal=settings.pedestal or 0.0
-        )
-    if settings.source != "pixels" and info.gain is not None:
-        slope, how = 1.0 / info.gain, f"gain {info.gain:g} e-/count"
-    else:
-        slope, how = _choose_slope(profile, image, bad, sky)
-    info.provenance["variance"] = f"sky scatter; photons: {how}"
-    return noise.compute_variance_from_pixels(image, bad, sky, slope=slope)
+    gain = info.gain if settings.source != "pixels" else None
+    try:
+        sky = noise.measure_sky(image, bad, cell_size=settings.cell_size)
+        if gain is not None and not settings.sky_subtracted:
+            read_noise = info.read_noise or 0.0
+            info.provenance["variance"] = f"gain {gain:g} e-/count, read noise {read_noise:g} e-"
+            return noise.compute_variance_from_gain(
+                image, bad, sky, gain=gain, read_noise=read_noise, pedestal=settings.pedestal or 0.0
+            )
+        slope, how = (1.0 / gain, f"gain {gain:g} e-/count") if gain else _choose_slope(profile, image, bad, sky)
+        info.provenance["variance"] = f"sky scatter; photons: {how}"
+        return noise.compute_variance_from_pixels(image, bad, sky, slope=slope)
+    except ValueError as error:
+        raise CorruptImage(file.name, label, str(error)) from error
 
 
 def _choose_slope(profile: InstrumentProfile, image: FloatArray, bad: BoolArray, sky: noise.Sky) -> tuple[float, str]:

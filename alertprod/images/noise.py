@@ -80,6 +80,11 @@ def measure_sky(image: FloatArray, bad: BoolArray, *, cell_size: int) -> Sky:
     Sky
         Both from the fainter half of each cell: stars make the brighter half wide. Still too wide where
         most pixels carry starlight; there a gain is needed.
+
+    Raises
+    ------
+    ValueError
+        Raised if no cell has enough good pixels.
     """
     ny, nx = image.shape
     n_rows, n_columns = max(1, round(ny / cell_size)), max(1, round(nx / cell_size))
@@ -92,11 +97,15 @@ def measure_sky(image: FloatArray, bad: BoolArray, *, cell_size: int) -> Sky:
     cells = samples.reshape(n_rows, per_row, n_columns, per_column).swapaxes(1, 2).reshape(n_rows * n_columns, -1)
     cells[~np.isfinite(cells)] = np.nan
     level, rms, n_good = _clip_cells(np.sort(cells, axis=1))  # NaN sorts last
-    usable = (n_good >= max(4, _MIN_GOOD_FRACTION * cells.shape[1])) & (rms > 0)
-    grid_shape = (n_rows, n_columns)
+    usable = (n_good >= max(4, _MIN_GOOD_FRACTION * cells.shape[1])).reshape(n_rows, n_columns)
+    if not usable.any():
+        msg = "no cell of the sky has enough good pixels"
+        raise ValueError(msg)
+    level, rms = level.reshape(usable.shape), rms.reshape(usable.shape)
+    scatters = usable & (rms > 0)
     return Sky(
-        level=_smooth_cells(level.reshape(grid_shape), usable.reshape(grid_shape)),
-        rms=_smooth_cells(rms.reshape(grid_shape), usable.reshape(grid_shape)),
+        level=_smooth_cells(level, usable),
+        rms=_smooth_cells(rms, scatters if scatters.any() else usable),
         shape=(ny, nx),
     )
 
@@ -136,7 +145,16 @@ def compute_variance_from_gain(
 
 
 def compute_variance_from_pixels(image: FloatArray, bad: BoolArray, sky: Sky, *, slope: float) -> FloatArray:
-    """Return the sky's measured variance plus the photon noise, `slope` image units squared per unit, above it."""
+    """Return the sky's measured variance plus the photon noise, `slope` image units squared per unit, above it.
+
+    Raises
+    ------
+    ValueError
+        Raised if the sky has no scatter at all: such pixels cannot say what their noise is.
+    """
+    if not (sky.rms > 0).all():
+        msg = "the sky has no scatter to take the noise from"
+        raise ValueError(msg)
     variance = sky.compute_rms_image() ** 2
     return add_photon_noise(variance, image, bad, sky.compute_level_image(), slope=slope)
 
@@ -297,9 +315,6 @@ def _normal_density(x: float) -> float:
 
 def _smooth_cells(values: FloatArray, usable: BoolArray) -> FloatArray:
     """Give unusable cells their nearest neighbour's value, then take the median of 3 x 3 cells."""
-    if not usable.any():
-        msg = "no cell has enough good pixels to measure the sky"
-        raise ValueError(msg)
     if not usable.all():
         nearest = ndimage.distance_transform_edt(~usable, return_distances=False, return_indices=True)
         values = values[tuple(nearest)]

@@ -164,7 +164,8 @@ class Planes(_Table):
     mask's ``MP_*`` cards say it; where there are none, every non-zero pixel is BAD."""
 
     checksums: bool = False
-    """Compare DATASUM cards with the data. Off, because many programs rewrite pixels and leave the card."""
+    """Compare DATASUM cards with the data, and NEXTEND with the number of extensions. Off, because many programs
+    rewrite pixels and leave the cards."""
 
     @field_validator("image", "mask", "variance", "weight", "rms", mode="before")
     @classmethod
