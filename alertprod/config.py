@@ -158,7 +158,7 @@ class StoreConfig(_Section):
     outbox_max_bytes: int = Field(50 << 30, gt=0)
     """Oldest published files go first beyond this: about half a million alerts of 100 kB."""
 
-    template_index: PathText = Field("templates/index.json", validate_default=True)
+    template_index: PathText = Field("templates/templates.json", validate_default=True)
     """What ``alertprod templates index`` wrote; asked when an event names no tiles."""
 
     template_cache_directory: PathText = Field("template-cache", validate_default=True)
@@ -185,6 +185,10 @@ class InstrumentConfig(_Section):
 
     template_bands: dict[str, str] = Field(default_factory=dict)
     """Science band to the band of the templates to subtract, where they differ (an unfiltered camera against r); else the same."""
+
+    field_radius_deg: float | None = Field(None, gt=0, le=10)
+    """Radius of the circle about the boresight that holds the camera: tiles within it are prefetched when a visit is
+    announced. None: announcements are read and left at that."""
 
     difference: Annotated[dict[str, OverrideValue], BeforeValidator(_flatten)] = Field(default_factory=dict)
     """Dotted fields of ``ImageDifferenceTask``'s configuration, e.g. ``"detection.thresholdValue" = 5.0``; empty: its defaults."""
@@ -383,6 +387,7 @@ def config_hash(config: DaemonConfig) -> str:
     facts = config.model_dump(mode="json", include={"instruments", "association", "alerts"})
     for instrument in facts["instruments"].values():
         instrument.pop("bands")  # labels of metrics
+        instrument.pop("field_radius_deg")  # what is prefetched
         for key in ("profile", "template_profile"):
             name = instrument[key]
             if name is not None and Path(name).is_file():

@@ -5,7 +5,6 @@ is repeated alone where that history moved before it could be stored.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,9 +14,9 @@ import structlog
 
 from alertprod import __version__
 from alertprod.alerts.avro import encode_alert
-from alertprod.alerts.cutouts import CutoutConfig, make_cutouts
-from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key, make_packets
-from alertprod.association.associate import Association, AssociationConfig, associate
+from alertprod.alerts.cutouts import CutoutConfig
+from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key
+from alertprod.association.associate import Association, AssociationConfig
 from alertprod.association.forced import ExposureFacts
 from alertprod.association.history import History
 from alertprod.config import DaemonConfig, config_hash
@@ -33,6 +32,7 @@ from alertprod.images.facts import check_facts
 from alertprod.images.profile import InstrumentProfile
 from alertprod.service.clock import Clock
 from alertprod.service.differencing import Differenced, difference_exposures
+from alertprod.service.packaging import package_alerts
 from alertprod.service.work import CacheUse, WorkOrder, WorkResult, summary_facts
 from alertprod.store.apdb import Apdb, CellsMoved
 from alertprod.store.images import ImageStore
@@ -122,7 +122,7 @@ class ExposurePipeline:
         cache: TemplateCache,
         apdb: Apdb,
         clock: Clock,
-        warm_up: Callable[[], None] = lambda: None,
+        warm_up: Callable[[], object] = lambda: None,
     ) -> None:
         self._config = config
         self._config_hash = config_hash(config)
@@ -214,57 +214,38 @@ class ExposurePipeline:
             wcs=difference.wcs,
             shape=difference.shape,
         )
-        sources = differenced.sources
-        sources["time_processed_mjd_tai"] = now_mjd_tai
-        with watch.stage("associate"):
-            association = associate(
-                sources,
-                history,
-                facts,
-                measure_forced=differenced.photometer,
-                forced_id_factory=instrument.task.makeIdFactory(exposure_id, ID_EXPOSURE_BITS),
-                config=AssociationConfig(radius_arcsec=self._config.association.radius_arcsec),
-            )
         alerts_config = self._config.alerts
-        with watch.stage("cutouts"):
-            cutouts = make_cutouts(
-                association.sources,
-                difference=difference,
-                science=differenced.science,
-                template=differenced.template,
-                config=CutoutConfig(
+        with watch.stage("associate"):
+            packaged = package_alerts(
+                differenced,
+                history,
+                facts=facts,
+                info=PacketInfo(
+                    observation_reason=event.observation_reason,
+                    target_name=event.target_name,
+                    program_version=__version__,
+                    config_hash=self._config_hash,
+                    is_nominal=differenced.science.photo_calib.is_nominal,
+                ),
+                forced_id_factory=instrument.task.makeIdFactory(exposure_id, ID_EXPOSURE_BITS),
+                association=AssociationConfig(radius_arcsec=self._config.association.radius_arcsec),
+                cutouts=CutoutConfig(
                     min_size=alerts_config.cutout_min_pixels,
                     max_size=alerts_config.cutout_max_pixels,
                     with_mask_bits=alerts_config.cutout_mask_bits,
                 ),
             )
-        info = PacketInfo(
-            observation_reason=event.observation_reason,
-            target_name=event.target_name,
-            program_version=__version__,
-            config_hash=self._config_hash,
-            is_nominal=differenced.science.photo_calib.is_nominal,
-        )
         with watch.stage("packets"):
             produced_ms = round(self._clock.unix_s() * 1000)
             messages = [
                 OutboxMessage(
                     key=alert_key(packet),
                     value=encode_alert(packet),
-                    headers=tuple(alert_headers(packet, info, producer_timestamp_ms=produced_ms)),
+                    headers=tuple(alert_headers(packet, packaged.info, producer_timestamp_ms=produced_ms)),
                 )
-                for packet in make_packets(association, cutouts.triplets, info)
+                for packet in packaged.packets()
             ]
-        counts = Counter(
-            dia_sources=sources.n_rows,
-            new_objects=association.n_new,
-            matched_objects=association.n_matched,
-            solar_system=association.n_solar_system,
-            forced_sources=association.forced.n_rows,
-            missing_cutouts=cutouts.n_missing,
-        )
-        counts.update({f"dropped_{reason}": n for reason, n in association.dropped.items()})
-        return Alerts(association=association, messages=messages, counts=dict(counts))
+        return Alerts(association=packaged.association, messages=messages, counts=packaged.counts)
 
     def store_alerts(
         self, order: WorkOrder, alerts: Alerts, cell_versions: Mapping[int, int], summary: Mapping[str, Any]

@@ -228,6 +228,7 @@ class ImageDifferenceTask(Task):
             convolved=subtractRes.match.convolved,
             psf=subtractRes.subtractedExposure.psf,
             spatially_varying=self.config.doSpatiallyVarying,
+            n_threads=self.subtract.config.kernel["AL"].nThreads,
         )
         return replace(subtractRes.subtractedExposure, masked_image=result.difference, psf=result.psf)
 

@@ -1,0 +1,264 @@
+"""The only place that knows which concrete parts make a daemon, a worker or an offline difference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from alertprod import __version__
+from alertprod.alerts.registry import ALERT_SCHEMA_VERSION
+from alertprod.config import DaemonConfig, InstrumentConfig, config_hash
+from alertprod.errors import ConfigError
+from alertprod.geometry.sphere import SphericalPolygon
+from alertprod.geometry.wcs import SkyWcs
+from alertprod.ids import EXPOSURE_BITS
+from alertprod.images.profile import InstrumentProfile, load_profile
+from alertprod.metrics import Metrics
+from alertprod.service.clock import Clock
+from alertprod.service.daemon import AlertDaemon
+from alertprod.service.health import Health, HealthServer
+from alertprod.service.pipeline import ExposurePipeline, Instrument
+from alertprod.service.steps import Identity
+from alertprod.service.warm_up import warm_up
+from alertprod.service.worker import WorkerPool
+from alertprod.store.apdb import Apdb
+from alertprod.store.database import Database
+from alertprod.store.images import ImageStore
+from alertprod.store.ledger import Ledger
+from alertprod.store.outbox import clean_outbox
+from alertprod.store.template_cache import TemplateCache
+from alertprod.store.templates import TemplateStore
+from alertprod.stream.consumer import EventConsumer, LanesCallback
+from alertprod.stream.messages import NextVisit
+from alertprod.stream.producer import AlertProducer
+from alertprod.stream.schemas import FixedSchemas, RegistrySchemas, WriterSchemas
+from alertprod.tasks.config_fields import apply_overrides
+from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
+
+_SECONDS_PER_DAY = 86400.0
+
+
+def create_task(overrides: Mapping[str, Any], *, source: str, n_threads: int = 2) -> ImageDifferenceTask:
+    """Create the task with dotted overrides of its configuration.
+
+    Raises
+    ------
+    ConfigError
+        Raised if an override does not fit; `source` names the file.
+    """
+    config = ImageDifferenceConfig()
+    config.subtract["al"].kernel["AL"].nThreads = n_threads
+    apply_overrides(config, overrides, source=source)
+    return ImageDifferenceTask(config)
+
+
+def create_instruments(config: DaemonConfig, cache: TemplateCache) -> dict[str, Instrument]:
+    """Create every instrument of a configuration."""
+    threads = config.workers.threads_per_worker
+    return {
+        name: Instrument(
+            name=name,
+            profile=load_profile(settings.profile),
+            packer=load_profile(settings.profile).create_packer(),
+            release=settings.release,
+            task=create_task(settings.difference, source=f"[instruments.{name}]", n_threads=threads),
+            templates=_create_templates(config, settings, cache),
+            template_bands=settings.template_bands,
+        )
+        for name, settings in config.instruments.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPipeline:
+    """Builds the pipeline in a worker process; picklable."""
+
+    config: DaemonConfig
+
+    def __call__(self) -> ExposurePipeline:
+        """Build it."""
+        config = self.config
+        images = ImageStore()
+        cache = _create_cache(config, images)
+        instruments = create_instruments(config, cache)
+        database = Database(config.store.database_url)
+        threads = config.workers.threads_per_worker
+        task = create_task({}, source="warm-up", n_threads=threads)
+        return ExposurePipeline(
+            config,
+            instruments=instruments,
+            images=images,
+            cache=cache,
+            apdb=Apdb(database, Ledger(database)),
+            clock=Clock(),
+            warm_up=lambda: warm_up(task, n_threads=threads),
+        )
+
+
+def create_daemon(config: DaemonConfig, *, source: str) -> tuple[AlertDaemon, HealthServer | None]:
+    """Create a daemon and, where it is wanted, its HTTP server; nothing runs yet.
+
+    Raises
+    ------
+    ConfigError
+        Raised if anything in the configuration cannot be used.
+    StoreUnavailable, BrokerUnavailable
+        Raised if the database or the broker does not answer.
+    """
+    check_config(config, source=source)
+    clock = Clock()
+    database = Database(config.store.database_url)
+    if database.current_revision() is None:
+        database.upgrade()  # the first start on an empty database
+    database.check_schema()
+    ledger = Ledger(database)
+    metrics = Metrics({name: settings.bands for name, settings in config.instruments.items()})
+    health = Health()
+    transactional = config.kafka.delivery == "exactly-once"
+    daemon = AlertDaemon(
+        config,
+        identity=Identity(
+            owner=config.kafka.group_instance_id or config.kafka.transactional_id,
+            version=__version__,
+            config_hash=config_hash(config),
+            schema=ALERT_SCHEMA_VERSION,
+        ),
+        connect=partial(_connect, config),
+        producer=AlertProducer(
+            config.kafka.bootstrap_servers,
+            transactional_id=config.kafka.transactional_id if transactional else None,
+            options=config.kafka.security,
+        ),
+        ledger=ledger,
+        workers=WorkerPool(WorkerPipeline(config), config.workers, config.log),
+        metrics=metrics,
+        health=health,
+        clock=clock,
+        schemas=create_schemas(config),
+        prefetch=_create_prefetch(config),
+        clean_outbox=partial(
+            clean_outbox,
+            config.store.outbox_uri,
+            ledger.states_of_outboxes,
+            max_age_s=config.store.outbox_keep_days * _SECONDS_PER_DAY,
+            max_bytes=config.store.outbox_max_bytes,
+        ),
+    )
+    server = HealthServer(config.http, health, metrics.render) if config.http.enabled else None
+    return daemon, server
+
+
+def create_schemas(config: DaemonConfig) -> WriterSchemas:
+    """Create the source of the schemas that events were written with."""
+    url = config.kafka.registry_url
+    return FixedSchemas() if url is None else RegistrySchemas(url)
+
+
+def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
+    """Check what `alertprod.config` cannot: profiles, task overrides, template index, ids that would collide.
+
+    Returns
+    -------
+    dict
+        Facts for a person: instruments and what they use.
+
+    Raises
+    ------
+    ConfigError
+        Raised at the first thing that cannot be used.
+    """
+    if not config.instruments:
+        raise ConfigError(source, "instruments", "none is configured: a table [instruments.NAME] is needed")
+    ranges: list[tuple[int, int, str]] = []
+    for name, settings in config.instruments.items():
+        profile = load_profile(settings.profile)
+        if settings.template_profile is not None:
+            load_profile(settings.template_profile)
+        create_task(settings.difference, source=f"{source}: [instruments.{name}]")
+        low, high = _id_range(profile)
+        for other_low, other_high, other in ranges:
+            if low < other_high and other_low < high:
+                raise ConfigError(
+                    source,
+                    f"instruments.{name}",
+                    f"its DiaSource ids overlap those of {other}: give their profiles different [ids] instrument_number",
+                )
+        ranges.append((low, high, name))
+    return {
+        "instruments": ", ".join(config.instruments),
+        "delivery": config.kafka.delivery,
+        "database": str(Database(config.store.database_url)),
+        "workers": f"{config.workers.count} x {config.workers.threads_per_worker} threads",
+    }
+
+
+def _id_range(profile: InstrumentProfile) -> tuple[int, int]:
+    """Return the packed exposure ids that a profile's packer can give, as a half-open range."""
+    if profile.ids.packer == "rubin":
+        return 0, 1 << EXPOSURE_BITS
+    span = profile.ids.n_detectors * profile.ids.n_visits
+    return profile.ids.instrument_number * span, (profile.ids.instrument_number + 1) * span
+
+
+def _create_cache(config: DaemonConfig, images: ImageStore | None = None) -> TemplateCache:
+    return TemplateCache(
+        config.store.template_cache_directory, max_bytes=config.store.template_cache_bytes, images=images
+    )
+
+
+def _create_templates(config: DaemonConfig, settings: InstrumentConfig, cache: TemplateCache) -> TemplateStore:
+    return TemplateStore(
+        cache,
+        index_uri=config.store.template_index,
+        profile=load_profile(settings.template_profile or settings.profile),
+        n_threads=config.workers.threads_per_worker,
+    )
+
+
+def _create_prefetch(config: DaemonConfig) -> "_Prefetch | None":
+    if all(settings.field_radius_deg is None for settings in config.instruments.values()):
+        return None
+    return _Prefetch(config)
+
+
+class _Prefetch:
+    """Brings the tiles of an announced visit into the cache."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        cache = _create_cache(config)
+        self._instruments = {
+            name: (settings, _create_templates(config, settings, cache))
+            for name, settings in config.instruments.items()
+            if settings.field_radius_deg is not None
+        }
+
+    def __call__(self, visit: NextVisit) -> None:
+        if visit.instrument not in self._instruments:
+            return
+        settings, templates = self._instruments[visit.instrument]
+        radius = settings.field_radius_deg or 0.0
+        plane = SkyWcs.from_tangent(ra_deg=visit.ra_deg, dec_deg=visit.dec_deg, x=0, y=0, scale_arcsec=3600.0)
+        angle = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
+        field = SphericalPolygon.hull(*plane.pixel_to_sky(x=radius * np.cos(angle), y=radius * np.sin(angle)))
+        templates.prefetch(field, settings.template_bands.get(visit.band, visit.band))
+
+
+def _connect(
+    config: DaemonConfig, *, on_assign: LanesCallback, on_revoke: LanesCallback, on_lost: LanesCallback
+) -> EventConsumer:
+    kafka, topics = config.kafka, config.topics
+    options = dict(kafka.security)
+    if kafka.group_instance_id is not None:
+        options["group.instance.id"] = kafka.group_instance_id
+    return EventConsumer(
+        kafka.bootstrap_servers,
+        [topic for topic in (topics.visit_ready, topics.next_visit) if topic is not None],
+        group_id=kafka.group_id,
+        on_assign=on_assign,
+        on_revoke=on_revoke,
+        on_lost=on_lost,
+        hold_on_assign=True,
+        options=options,
+    )

@@ -1,0 +1,86 @@
+"""One small exposure through every compiled loop, so that the first real one is as quick as the second."""
+
+import numpy as np
+
+from alertprod._typing import FloatArray
+from alertprod.alerts.avro import encode_alert
+from alertprod.alerts.cutouts import CutoutConfig
+from alertprod.alerts.packet import PacketInfo
+from alertprod.association.associate import AssociationConfig
+from alertprod.association.forced import ExposureFacts
+from alertprod.association.history import History
+from alertprod.geometry.wcs import SkyWcs
+from alertprod.images.exposure import Exposure, ExposureInfo
+from alertprod.images.masked_image import MaskedImage
+from alertprod.psf.analytic import GaussianPsf
+from alertprod.resample.merge import merge_tiles
+from alertprod.resample.warp import warp_exposure
+from alertprod.service.differencing import difference_exposures
+from alertprod.service.packaging import package_alerts
+from alertprod.tasks.image_difference import ImageDifferenceTask
+
+_SIDE = 320
+_NOISE = 5.0
+
+
+def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
+    """Subtract, detect, measure, associate and encode a made-up exposure; return how many alerts it gave.
+
+    Notes
+    -----
+    The science exposure comes without a PSF, so that the fit of one is compiled as well.
+    """
+    rng = np.random.default_rng(1)
+    steps = np.arange(30, _SIDE - 30, 32)
+    x, y = (axis.ravel() + rng.uniform(-3, 3, steps.size**2) for axis in np.meshgrid(steps, steps))
+    flux = rng.uniform(3e4, 9e4, x.size)
+    template = _make_exposure(x, y, flux, fwhm=3.6, rng=rng)
+    now = np.append(flux, 2e4), np.append(x, 155.0), np.append(y, 160.0)
+    science = _make_exposure(now[1], now[2], now[0], fwhm=4.4, rng=rng)
+    science.psf = None
+    assert science.wcs is not None  # just made
+    warped = merge_tiles([warp_exposure(template, science.wcs, science.shape, n_threads=n_threads)])
+    differenced = difference_exposures(task, science, warped, id_factory=task.makeIdFactory(1, 44))
+    facts = ExposureFacts(
+        visit=1,
+        detector=0,
+        band="r",
+        midpoint_mjd_tai=60000.0,
+        time_processed_mjd_tai=60000.0,
+        wcs=science.wcs,
+        shape=science.shape,
+    )
+    packaged = package_alerts(
+        differenced,
+        History.empty(),
+        facts=facts,
+        info=PacketInfo(),
+        forced_id_factory=task.makeIdFactory(1, 44),
+        association=AssociationConfig(),
+        cutouts=CutoutConfig(),
+    )
+    # Forced photometry is for objects seen twice; here it is only compiled.
+    differenced.photometer(x=np.array([20.0]), y=np.array([20.0]))
+    return sum(len(encode_alert(packet)) > 0 for packet in packaged.packets())
+
+
+def _make_exposure(
+    x: FloatArray, y: FloatArray, flux: FloatArray, *, fwhm: float, rng: np.random.Generator
+) -> Exposure:
+    psf = GaussianPsf(fwhm=fwhm)
+    image = rng.normal(0.0, _NOISE, (_SIDE, _SIDE))
+    variance = np.full(image.shape, _NOISE**2)
+    for star_x, star_y, star_flux in zip(x, y, flux, strict=True):
+        stamp, box = psf.compute_stellar_image(x=star_x, y=star_y)
+        inside = box.intersection(MaskedImage.empty(image.shape).box)
+        rows, columns = inside.slices
+        cut = stamp[
+            inside.y_min - box.y_min : inside.y_max - box.y_min, inside.x_min - box.x_min : inside.x_max - box.x_min
+        ]
+        image[rows, columns] += star_flux * cut
+        variance[rows, columns] += star_flux * cut
+    planes = MaskedImage(image.astype(np.float32), np.zeros(image.shape, np.int32), variance.astype(np.float32))
+    wcs = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=0.0, x=_SIDE / 2, y=_SIDE / 2, scale_arcsec=0.3)
+    info = ExposureInfo(instrument="warm-up", visit=1, detector=0, band="r", shutter_open_mjd_tai=60000.0)
+    info.exposure_time_s = 30.0
+    return Exposure(masked_image=planes, wcs=wcs, psf=psf, info=info)
