@@ -31,7 +31,7 @@ from alertprod.store.template_index import TemplateIndex
 
 @dataclass(frozen=True, slots=True)
 class TileUse:
-    """One tile of a template: `coverage` is the share of the exposure's pixels it has data for."""
+    """One tile of a template: `coverage` is the share of the exposure's pixels it has data for, of every 16th pixel."""
 
     uri: str
     coverage: float
@@ -182,8 +182,8 @@ class TemplateStore:
                     warped = warp_exposure(tile, wcs, shape, n_threads=self._n_threads)
                 except ValueError as error:
                     raise TemplateUnreadable(uri, f"cannot be put on the exposure's grid: {error}") from error
-                coverage = _compute_coverage(warped)
-                if coverage > 0:
+                if _has_data(warped):
+                    coverage = _compute_coverage(warped, every=_COVERAGE_STRIDE)
                     fwhm = None if tile.psf is None else tile.psf.compute_fwhm()
                     uses.append(TileUse(uri=uri, coverage=coverage, psf_fwhm_pixels=fwhm))
                     yield warped
@@ -232,8 +232,17 @@ class TemplateStore:
             raise StoreUnavailable(f"template index: {error}") from error
 
 
-def _compute_coverage(exposure: Exposure) -> float:
-    return float(np.mean((exposure.mask & plane_bits("NO_DATA")) == 0))
+_COVERAGE_STRIDE = 4
+"""A tile's share of the exposure is for people: every 16th pixel tells it well enough, at a 16th of the time."""
+
+
+def _compute_coverage(exposure: Exposure, *, every: int = 1) -> float:
+    return float(np.mean((exposure.mask[::every, ::every] & plane_bits("NO_DATA")) == 0))
+
+
+def _has_data(exposure: Exposure) -> bool:
+    """Say whether any pixel has data; a look at few of them settles it for all but slivers."""
+    return _compute_coverage(exposure, every=_COVERAGE_STRIDE) > 0 or _compute_coverage(exposure) > 0
 
 
 def _in_nanojansky(exposure: Exposure) -> Exposure:
