@@ -11,12 +11,16 @@ from alertprod.measurement.flux import BAD_PLANES
 from alertprod.measurement.stamps import chunks, cut_stamps, draw_psfs
 from alertprod.psf.model import PointSpreadFunction
 
-_RADIUS_SIGMA = 3.0
-"""Pixels within this many PSF sigmas of the start are fitted: beyond is 0.1 % of a Gaussian's information."""
+_RADIUS_SIGMA = 4.0
+"""Pixels within this many PSF sigmas are fitted: beyond, a Gaussian has no slope left and neighbours begin."""
 
 _MAX_ITERATIONS = 20
 _TOLERANCE = 1e-3
-"""Pixels; the last step, with the exact PSF, converges quadratically from there."""
+"""Pixels; steps with the exact PSF follow."""
+
+_MAX_POLISH = 4
+_POLISHED = 2e-3
+"""Pixels; after a step with the exact PSF as short as this the next would be a hundred times shorter."""
 
 _MAX_SHIFT_SIGMA = 2.0
 """A centroid further from its peak than this many sigmas, and a pixel, has walked to something else."""
@@ -68,8 +72,8 @@ def fit_centroids(
 
     Notes
     -----
-    Gauss-Newton in (flux, x, y). The first steps move one PSF image per source by interpolation; the last is
-    made with the PSF drawn at the position itself. Weights affect the precision only: the profile is symmetric
+    Gauss-Newton in (flux, x, y). The first steps move one PSF image per source by interpolation; the last (more than
+    one only where the PSF is too sharp to be interpolated) with the PSF drawn at the position itself. Weights affect the precision only: the profile is symmetric
     in its residuals, so unlike a flux a position has no bias from photon noise in the variance plane.
     """
     x, y = np.array(x, dtype=float), np.array(y, dtype=float)
@@ -97,32 +101,23 @@ def fit_centroids(
             converged,
         )
         near_x, near_y = stamps.column + dx, stamps.row + dy
-        near = np.hypot(near_x - x[part], near_y - y[part]) <= _MAX_SHIFT_SIGMA * sigma + 1.0
-        good = converged & near
-        near_x, near_y = np.where(good, near_x, x[part]), np.where(good, near_y, y[part])
-        # Centred on the pixel of the new position, as the PSF's stellar image is.
-        stamps = cut_stamps(masked_image, x=near_x, y=near_y, size=psf.size, bad_planes=bad_planes)
-        images = draw_psfs(psf, x=near_x, y=near_y)
-        dx, dy = near_x - stamps.column, near_y - stamps.row
-        ok = np.empty(len(dx), dtype=np.bool_)
-        part_covariance = np.empty((len(dx), 3))
-        _loops.polish_centroids(
-            stamps.values,
-            stamps.variances,
-            stamps.usable,
-            images,
-            dx.copy(),
-            dy.copy(),
-            dx,
-            dy,
-            radius,
-            sign[part],
-            part_covariance,
-            ok,
-        )
-        good &= ok & np.isfinite(part_covariance).all(axis=1)
-        out_x[part] = np.where(good, stamps.column + dx, x[part])
-        out_y[part] = np.where(good, stamps.row + dy, y[part])
+        good = converged & (np.hypot(near_x - x[part], near_y - y[part]) <= _MAX_SHIFT_SIGMA * sigma + 1.0)
+        part_covariance = np.full((len(dx), 3), np.nan)
+        active = np.flatnonzero(good)
+        for _ in range(_MAX_POLISH):
+            if len(active) == 0:
+                break
+            step, active_covariance, ok = _polish(
+                masked_image, psf, near_x[active], near_y[active], sign[part][active], radius, bad_planes
+            )
+            near_x[active] += np.where(ok, step[:, 0], 0.0)
+            near_y[active] += np.where(ok, step[:, 1], 0.0)
+            part_covariance[active] = active_covariance
+            good[active[~ok]] = False
+            active = active[ok & (np.hypot(step[:, 0], step[:, 1]) > _POLISHED)]
+        good &= np.isfinite(part_covariance).all(axis=1)
+        out_x[part] = np.where(good, near_x, x[part])
+        out_y[part] = np.where(good, near_y, y[part])
         covariance[part] = np.where(good[:, None], part_covariance, np.nan)
         flag[part] = ~good
     return Centroids(
@@ -133,3 +128,32 @@ def fit_centroids(
         x_y_cov=covariance[:, 2],
         flag=flag,
     )
+
+
+def _polish(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction,
+    x: FloatArray,
+    y: FloatArray,
+    sign: FloatArray,
+    radius: float,
+    bad_planes: int,
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Make one step with the PSF drawn at each point: steps ``(n, 2)``, covariances ``(n, 3)``, and whether it worked."""
+    # The stamp is centred on the pixel of the point, as the PSF's stellar image is.
+    stamps = cut_stamps(masked_image, x=x, y=y, size=psf.size, bad_planes=bad_planes)
+    step, covariance, ok = np.zeros((len(x), 2)), np.empty((len(x), 3)), np.empty(len(x), dtype=np.bool_)
+    _loops.polish_centroids(
+        stamps.values,
+        stamps.variances,
+        stamps.usable,
+        draw_psfs(psf, x=x, y=y),
+        x - stamps.column,
+        y - stamps.row,
+        radius,
+        sign,
+        step,
+        covariance,
+        ok,
+    )
+    return step, covariance, ok

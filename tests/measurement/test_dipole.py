@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+
+from alertprod.detection.detect import detect
+from alertprod.images.masked_image import MaskedImage
+from alertprod.measurement import _dipole_loops
+from alertprod.measurement.dipole import DipoleConfig, fit_dipoles
+from alertprod.psf.analytic import GaussianPsf
+from alertprod.psf.model import FWHM_PER_SIGMA
+
+
+def subtract(science, template):
+    return MaskedImage(science.image - template.image, science.mask, science.variance + template.variance)
+
+
+@pytest.fixture
+def make_pair(make_image):
+    """Return a function that makes (difference, science, template) of stars shifted in the template."""
+
+    def make(shape, psf, stars, shift, *, science_noise=1.0, template_noise=0.25, seed=1, gradient=(0.0, 0.0)):
+        moved = [(x + shift[0], y + shift[1], flux) for x, y, flux in stars]
+        science = make_image(shape, psf, stars, noise=science_noise, seed=seed)
+        template = make_image(shape, psf, moved, noise=template_noise, seed=seed + 1)
+        v, u = np.mgrid[: shape[0], : shape[1]]
+        plane = (gradient[0] * u + gradient[1] * v).astype(np.float32)
+        science.image += plane
+        template.image += plane
+        return subtract(science, template), science, template
+
+    return make
+
+
+def fit(images, psf, *, with_images=True, **kwargs):
+    difference, science, template = images
+    footprints = detect(difference, psf)
+    if not with_images:
+        return footprints, fit_dipoles(footprints, difference, psf, **kwargs)
+    return footprints, fit_dipoles(
+        footprints, difference, psf, science=science, science_psf=psf, template=template, template_psf=psf, **kwargs
+    )
+
+
+def test_noise_free_dipole_is_found_exactly(make_pair, psf):
+    images = make_pair((80, 80), psf, [(40.2, 39.7, 1000.0)], (0.6, -0.8), seed=5)
+    difference, science, template = images
+    clean = make_pair((80, 80), psf, [(40.2, 39.7, 1000.0)], (0.6, -0.8), science_noise=0.0, template_noise=0.0)
+    for noisy, exact in zip(images, clean, strict=True):
+        noisy.image[:] = exact.image
+    footprints, dipoles = fit((difference, science, template), psf)
+    assert len(footprints) == 1
+    assert dipoles.is_dipole[0]
+    assert dipoles.flux[0] == pytest.approx(1000.0, rel=1e-3)
+    assert (dipoles.x_positive[0], dipoles.y_positive[0]) == pytest.approx((40.2, 39.7), abs=2e-3)
+    assert (dipoles.x_negative[0], dipoles.y_negative[0]) == pytest.approx((40.8, 38.9), abs=2e-3)
+    assert (dipoles.x[0], dipoles.y[0]) == pytest.approx((40.5, 39.3), abs=2e-3)
+    assert dipoles.separation[0] == pytest.approx(1.0, abs=3e-3)
+    assert dipoles.flux_difference[0] == pytest.approx(0.0, abs=1.0)
+
+
+@pytest.mark.parametrize("with_images", [True, False])
+def test_two_lobes_four_pixels_apart(make_pair, make_image, with_images):
+    """The reference's dipole fitter test: flux 2500 and 2345, lobes 2 pixels off centre, noise 2, a gradient."""
+    psf = GaussianPsf(fwhm=2.0 * FWHM_PER_SIGMA, size=31)
+    stars = [(50.3, 60.1, 2500.0), (27.2, 24.6, 2345.0)]
+    shift = (4.0, 4.0)
+    images = make_pair((100, 100), psf, stars, shift, science_noise=2.0, template_noise=2.0, gradient=(1.0, 0.5))
+    _, dipoles = fit(images, psf, with_images=with_images)
+    assert dipoles.is_dipole.tolist() == [True, True]
+    for i in range(2):
+        true = min(stars, key=lambda star: abs(star[0] - dipoles.x_positive[i]))
+        assert dipoles.flux[i] == pytest.approx(true[2], rel=0.01)
+        assert (dipoles.x_positive[i], dipoles.y_positive[i]) == pytest.approx(true[:2], rel=0.01)
+        assert (dipoles.x_negative[i] - 4.0, dipoles.y_negative[i] - 4.0) == pytest.approx(true[:2], rel=0.01)
+
+
+def test_template_shifted_by_a_pixel_makes_dipoles(make_pair):
+    """The reference's detection test: ten sources of flux 1000 to 1500, PSF sigma 2.4, the template one pixel up."""
+    psf = GaussianPsf(fwhm=2.4 * FWHM_PER_SIGMA, size=41)
+    rng = np.random.default_rng(3)
+    grid = [(40.0 + 60 * i, 60.0 + 110 * j) for i in range(5) for j in range(2)]
+    stars = [(x + rng.uniform(-9, 9), y + rng.uniform(-9, 9), rng.uniform(1000, 1500)) for x, y in grid]
+    footprints, dipoles = fit(make_pair((256, 320), psf, stars, (0.0, 1.0), seed=4), psf)
+    assert len(footprints) == 10
+    assert dipoles.is_dipole.all()
+    np.testing.assert_allclose(dipoles.separation, 1.0, rtol=0.1)
+    orientation = np.arctan2(dipoles.y_positive - dipoles.y_negative, dipoles.x_positive - dipoles.x_negative)
+    np.testing.assert_allclose(orientation, -np.pi / 2, atol=0.2)
+
+
+def test_pulls_of_position_and_flux_are_normal(make_pair, psf, scattered):
+    n = 225
+    points = scattered(n, spacing=44, seed=6)
+    stars = np.column_stack([points, np.full(n, 1500.0)])
+    _, dipoles = fit(make_pair((660, 660), psf, stars, (0.7, 0.4), template_noise=0.7, seed=7), psf)
+    assert len(dipoles.x) == n
+    order = np.hypot(dipoles.x[:, None] - points[:, 0] - 0.35, dipoles.y[:, None] - points[:, 1] - 0.2).argmin(axis=1)
+    width = 4.0 / np.sqrt(2.0 * n)
+    for found, true, error in (
+        (dipoles.x, points[order, 0] + 0.35, dipoles.x_err),
+        (dipoles.y, points[order, 1] + 0.2, dipoles.y_err),
+        (dipoles.flux, 1500.0, dipoles.flux_err),
+        (dipoles.flux_difference, 0.0, dipoles.flux_difference_err),
+    ):
+        pull = (found - true) / error
+        assert abs(pull.mean()) < 4.0 / np.sqrt(n)
+        assert pull.std() == pytest.approx(1.0, abs=width)
+
+
+def test_swapping_science_and_template_turns_the_dipole_round(make_pair, psf):
+    difference, science, template = make_pair((80, 80), psf, [(40.2, 39.7, 1000.0)], (0.6, -0.8))
+    _, dipoles = fit((difference, science, template), psf)
+    negated = MaskedImage(-difference.image, difference.mask, difference.variance)
+    _, turned = fit((negated, template, science), psf)
+    assert turned.x[0] == pytest.approx(dipoles.x[0], abs=1e-3)
+    assert turned.x_positive[0] == pytest.approx(dipoles.x_negative[0], abs=1e-3)
+    assert turned.flux_difference[0] == pytest.approx(-dipoles.flux_difference[0], rel=1e-3)
+
+
+def test_masked_pixels_do_not_bias_the_dipole(make_pair, psf):
+    difference, science, template = make_pair((80, 80), psf, [(40.2, 39.7, 3000.0)], (0.6, -0.8))
+    for image in (difference, science, template):
+        image.image[:, 39] = np.nan
+    _, dipoles = fit((difference, science, template), psf)
+    assert dipoles.is_dipole[0]
+    assert abs(dipoles.flux[0] - 3000.0) < 5.0 * dipoles.flux_err[0]
+    assert abs(dipoles.x[0] - 40.5) < 5.0 * dipoles.x_err[0]
+
+
+def test_bright_source_with_a_dark_ring_is_no_dipole(make_image, psf):
+    science = make_image((80, 80), psf, [(40.0, 40.0, 5000.0), (44.5, 40.0, -300.0)], seed=8)
+    template = make_image((80, 80), psf, seed=9)
+    footprints, dipoles = fit((subtract(science, template), science, template), psf)
+    assert footprints.has_both_signs.tolist() == [True]
+    assert dipoles.attempted[0]
+    assert not dipoles.is_dipole[0]
+
+
+def test_source_of_one_sign_is_not_attempted(make_image, psf):
+    images = [make_image((80, 80), psf, [(40.0, 40.0, 1000.0)], seed=8), make_image((80, 80), psf, seed=9)]
+    _, dipoles = fit((subtract(*images), *images), psf)
+    assert not dipoles.attempted.any()
+    assert np.isnan(dipoles.x).all()
+    assert dipoles.n_data.tolist() == [0]
+
+
+def test_large_footprint_is_flagged_not_fitted(make_pair, psf):
+    images = make_pair((80, 80), psf, [(40.2, 39.7, 1000.0)], (3.0, 0.0))
+    _, dipoles = fit(images, psf, config=DipoleConfig(max_area=50))
+    assert dipoles.flag.tolist() == [True]
+    assert not dipoles.is_dipole[0]
+
+
+def test_dipole_on_the_edge_does_not_break_the_fit(make_pair, psf):
+    images = make_pair((60, 60), psf, [(1.0, 30.0, 2000.0)], (0.0, 3.0))
+    footprints, dipoles = fit(images, psf)
+    assert dipoles.attempted.any()
+    assert (footprints.x_min >= 0).all()
+
+
+def test_gradients_equal_numerical_derivatives(psf):
+    """The twin of the assembly: its right-hand side is the slope of chi squared at the model's own parameters."""
+    rng = np.random.default_rng(10)
+    shape = (3, 27, 29)
+    values, variances = rng.normal(0, 1, shape), rng.uniform(0.5, 2.0, shape)
+    usable = rng.random(shape) < 0.95
+    kernels = np.stack([psf.compute_kernel_image(x=0, y=0)] * 3)
+    weights = np.array([1.0, 0.25, 0.25])
+    p = np.array([300.0, 15.2, 13.1, 12.3, 12.9, 1.0, 0.1, -0.2, -1.0, 0.05, 0.1])
+    stars, scratch = np.zeros((3, 2, 3, 27, 29)), np.zeros((31, 29))
+    a, b = np.zeros((11, 11)), np.zeros(11)
+
+    def chi2(q):
+        return _dipole_loops._assemble(values, variances, usable, kernels, weights, q, stars, scratch, a, b)
+
+    slopes = []
+    for m in range(11):
+        step = np.zeros(11)
+        step[m] = 1e-3
+        slopes.append(-0.5 * (chi2(p + step) - chi2(p - step)) / 2e-3)
+    chi2(p)
+    # The derivative images are differences of the sampled PSF, good to 2e-3 of their largest value.
+    np.testing.assert_allclose(b, slopes, rtol=0.01, atol=5e-3 * np.abs(slopes).max())
+    matrix = a.copy()
+    _, solution = _dipole_loops._solve(a, b, 0.0, np.ones(11, dtype=bool))
+    np.testing.assert_allclose(matrix @ solution, b, rtol=1e-6, atol=1e-9)
