@@ -25,7 +25,7 @@ from alertprod.subtraction.basis import (
 from alertprod.subtraction.candidates import CandidateList, StampGeometry
 from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.subtraction.convolve import convolve_image, convolve_variance, fill_bad_pixels, grow_mask
-from alertprod.subtraction.kernel_solution import SpatialSolution, solve_spatial
+from alertprod.subtraction.kernel_solution import SpatialSolution, local_background_terms, solve_spatial
 from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel, count_terms, spatial_terms
 from alertprod.subtraction.stamp_equations import StampEquations, build_equations, estimate_flux_ratio
 
@@ -375,8 +375,9 @@ class _Clipping:
         x, y = self.equations.x, self.equations.y
         kernel_terms = spatial_terms(orders[0], self._box, x=x, y=y)
         if not self._config.fit_for_background:
-            return kernel_terms, np.zeros((len(x), 0))
-        return kernel_terms, spatial_terms(orders[1], self._box, x=x, y=y)
+            return kernel_terms, np.zeros((len(x), 0, 0))
+        side = 2 * self._candidates.geometry.fitted + 1
+        return kernel_terms, local_background_terms(orders[1], self._box, x=x, y=y, side=side)
 
     def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
         orders = self._orders()

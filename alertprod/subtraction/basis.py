@@ -15,7 +15,7 @@ from alertprod.subtraction.config import AlardLuptonConfig
 _SUM_EPSILON = float(np.finfo(np.float32).eps)
 """Sums below it are taken as zero: odd functions, which rounding leaves a little off."""
 
-_PRIOR_DEPARTURE = 1.0
+_PRIOR_DEPARTURE = 0.3
 """Norm of a departure from the leading kernel that costs as much as one standard deviation, in units of its norm:
 larger than any real one, far smaller than what a fit without information comes up with."""
 

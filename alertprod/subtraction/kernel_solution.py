@@ -6,7 +6,9 @@ import numpy as np
 import scipy.linalg
 
 from alertprod._typing import FloatArray
+from alertprod.geometry.box import Box
 from alertprod.subtraction.basis import KernelBasis
+from alertprod.subtraction.spatial import spatial_terms
 from alertprod.subtraction.stamp_equations import StampEquations
 
 _RIDGE = 1e-12
@@ -44,7 +46,15 @@ class SpatialSolution:
         at_stars = kernel_terms @ self.kernel.T
         if not len(self.background):
             return at_stars
-        return np.concatenate([at_stars, (background_terms @ self.background)[:, None]], axis=1)
+        return np.concatenate([at_stars, background_terms @ self.background], axis=1)
+
+
+def local_background_terms(order: int, box: Box, *, x: FloatArray, y: FloatArray, side: int) -> FloatArray:
+    """Return what each background term looks like across stamps of a side: ``(n, 3, n_terms)``, constant and slopes."""
+    half = side // 2
+    slopes_x = spatial_terms(order, box, x=x + half, y=y) - spatial_terms(order, box, x=x - half, y=y)
+    slopes_y = spatial_terms(order, box, x=x, y=y + half) - spatial_terms(order, box, x=x, y=y - half)
+    return np.stack([spatial_terms(order, box, x=x, y=y), slopes_x / 2.0, slopes_y / 2.0], axis=1)
 
 
 def solve_spatial(
@@ -61,8 +71,8 @@ def solve_spatial(
     Parameters
     ----------
     kernel_terms, background_terms
-        Spatial terms at the stars, ``(n, n_kernel_terms)`` and ``(n, n_background_terms)``; the latter has no columns
-        where the background is not fitted.
+        Spatial terms at the stars: ``(n, n_kernel_terms)``, and ``(n, 3, n_background_terms)`` from
+        `local_background_terms`; no terms in the latter where the background is not fitted.
     flux_ratio
         As given to `build_equations`.
     correct_noise_bias
@@ -77,7 +87,7 @@ def solve_spatial(
     ``sqrt(2 / n_pixels)``. What does not stand out is drawn to zero: the kernel to the shape of its first function.
     """
     n_basis, n_kernel = len(basis), kernel_terms.shape[1]
-    n_background = background_terms.shape[1]
+    n_background = background_terms.shape[2]
     products = np.einsum("na,nb->nab", kernel_terms, kernel_terms)
     # Unknowns: kernel coefficients, basis-major, then the background.
     size = n_basis * n_kernel
@@ -87,13 +97,11 @@ def solve_spatial(
     matrix[:size, :size] = blocks.reshape(size, size)
     vector[:size] = np.einsum("ni,na->ia", equations.vector[:, :n_basis], kernel_terms).ravel()
     if n_background:
-        cross = np.einsum("ni,na,nb->iab", equations.matrix[:, :n_basis, n_basis], kernel_terms, background_terms)
-        matrix[:size, size:] = cross.reshape(size, n_background)
+        local = equations.matrix[:, :, n_basis:] @ background_terms
+        matrix[:size, size:] = np.einsum("na,nib->iab", kernel_terms, local[:, :n_basis]).reshape(size, n_background)
         matrix[size:, :size] = matrix[:size, size:].T
-        matrix[size:, size:] = np.einsum(
-            "n,na,nb->ab", equations.matrix[:, n_basis, n_basis], background_terms, background_terms
-        )
-        vector[size:] = equations.vector[:, n_basis] @ background_terms
+        matrix[size:, size:] = np.einsum("nla,nlb->ab", background_terms, local[:, n_basis:])
+        vector[size:] = np.einsum("nl,nlb->b", equations.vector[:, n_basis:], background_terms)
     noise = np.kron(basis.gram, np.einsum("n,nab->ab", equations.noise, products))
 
     # The first kernel has a single coefficient: the kernel sum does not vary.

@@ -23,9 +23,20 @@ _RIDGE = 1e-12
 """Relative to a matrix of unit diagonal: below any information, above rounding."""
 
 
+N_LOCAL_BACKGROUND = 3
+"""Columns of the background across a stamp: a constant and two slopes, or a sloping sky would pass for a shift."""
+
+
+def local_background(side: int) -> FloatArray:
+    """Return the constant and the slopes in x and y, from -1 to 1 across a stamp: shape ``(3, side * side)``."""
+    ramp = np.linspace(-1.0, 1.0, side)
+    v, u = np.meshgrid(ramp, ramp, indexing="ij")
+    return np.stack([np.ones(side * side), u.ravel(), v.ravel()])
+
+
 @dataclass(slots=True)
 class StampEquations:
-    """Sums over the pixels of stars; m basis kernels and a column of ones where the background is fitted.
+    """Sums over the pixels of stars; m columns: the basis kernels and, where it is fitted, a sloping background.
 
     Attributes
     ----------
@@ -118,7 +129,8 @@ def _build_batch(
     n_pixels = good.sum(axis=(1, 2)).astype(float)
     design = convolve_stamps(source, basis, side).reshape(n, len(basis), -1)
     if config.fit_for_background:
-        design = np.concatenate([design, np.ones((n, 1, side * side))], axis=1)
+        local = np.broadcast_to(local_background(side), (n, N_LOCAL_BACKGROUND, side * side))
+        design = np.concatenate([design, local], axis=1)
 
     variance = target_variance + basis.first_power * flux_ratio**2 * source_variance
     if config.error_floor > 0:

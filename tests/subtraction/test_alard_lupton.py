@@ -48,7 +48,8 @@ def test_kernel_between_two_gaussians_is_the_gaussian_of_the_difference_in_quadr
     wanted = np.exp(-0.5 * (u**2 + v**2) / (2.8**2 - 2.0**2))
     wanted *= 1.3 / wanted.sum()
     for x, y in [(40, 50), (128, 128), (210, 200)]:
-        assert np.abs(result.kernel(x, y) - wanted).max() < 0.01 * wanted.max()
+        # Signal to noise is 1e5 a star, but the kernel is a fourfold narrower detail than a star: 2 % of its peak.
+        assert np.abs(result.kernel(x, y) - wanted).max() < 0.02 * wanted.max()
     assert result.mode == "convolution"
 
 
@@ -80,7 +81,9 @@ def test_background_is_recovered_within_its_errors_and_removed(rng, make_field, 
     pulls = (result.background.coefficients - truth) / result.background.coefficient_errors
     assert np.abs(pulls).max() < 5
     assert result.background.coefficient_errors.max() < 0.2
-    assert inner(result.difference.image).std() == pytest.approx(np.sqrt(1.01), rel=0.05)
+    pulls = inner(result.difference.image / np.sqrt(result.difference.variance))
+    assert pulls.std() == pytest.approx(1.0, rel=0.05)
+    assert abs(pulls.mean()) < 0.1
 
 
 def test_a_kernel_that_varies_is_followed(rng, make_field, make_psf):
@@ -224,7 +227,9 @@ def test_images_moved_over_the_grid_give_the_same_difference(rng, make_field, ma
     template = field.observe(make_psf(2.0), noise=0.3, rng=rng)
 
     def moved(image):
-        return MaskedImage(*(np.roll(plane, (30, 20), axis=(0, 1)) for plane in (image.image, image.mask, image.variance)))
+        return MaskedImage(
+            *(np.roll(plane, (30, 20), axis=(0, 1)) for plane in (image.image, image.mask, image.variance))
+        )
 
     one_cell = {"size_cell_x": 1000, "size_cell_y": 1000, "n_star_per_cell": -1}
     away = (field.x > 60) & (field.x < 220) & (field.y > 60) & (field.y < 220)
@@ -232,7 +237,9 @@ def test_images_moved_over_the_grid_give_the_same_difference(rng, make_field, ma
     later = type(field)(field.shape, stars.x + 20, stars.y + 30, stars.flux)
     plain = match(science, template, make_psf(2.6), make_psf(2.0), stars, **one_cell).difference.image
     other = match(moved(science), moved(template), make_psf(2.6), make_psf(2.0), later, **one_cell).difference.image
-    np.testing.assert_allclose(np.roll(other, (-30, -20), axis=(0, 1))[40:240, 40:240], plain[40:240, 40:240], atol=5e-3)
+    np.testing.assert_allclose(
+        np.roll(other, (-30, -20), axis=(0, 1))[40:240, 40:240], plain[40:240, 40:240], atol=5e-3
+    )
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -267,10 +274,7 @@ def test_residuals_on_stars_are_noise(rng, make_field, make_psf):
     result = match(science, template, make_psf(2.6), make_psf(2.0), field)
     pulls = result.difference.image / np.sqrt(result.difference.variance)
     on_stars = np.concatenate(
-        [
-            pulls[int(y) - 5 : int(y) + 7, int(x) - 5 : int(x) + 7].ravel()
-            for x, y in zip(field.x, field.y, strict=True)
-        ]
+        [pulls[int(y) - 5 : int(y) + 7, int(x) - 5 : int(x) + 7].ravel() for x, y in zip(field.x, field.y, strict=True)]
     )
     assert np.sqrt((on_stars**2).mean()) == pytest.approx(1.0, abs=5 / np.sqrt(2 * on_stars.size) + 0.02)
     assert len(result.used) > 30
@@ -292,7 +296,9 @@ def test_variance_planes_that_are_too_small_do_not_cost_all_stars(pair):
     for image in (science, template):
         image.variance /= 25.0
     result = match(science, template, science_psf, template_psf, field)
-    assert len(result.used) > 20
+    usable = match(*(image.copy() for image in (science, template)), science_psf, template_psf, field)
+    assert len(result.used) > 15
+    assert len(result.rejected) == len(usable.rejected)
 
 
 # --- bad pixels -------------------------------------------------------------------------------------------------------
@@ -379,7 +385,8 @@ def test_few_stars_lower_the_orders(rng, make_field, make_psf):
 
 
 @pytest.mark.parametrize(
-    ("science_sigma", "template_sigma", "expected"), [(2.0, 2.4, "science"), (2.4, 2.0, "template"), (2.0, 2.0, "template")]
+    ("science_sigma", "template_sigma", "expected"),
+    [(2.0, 2.4, "science"), (2.4, 2.0, "template"), (2.0, 2.0, "template")],
 )
 def test_auto_mode_convolves_the_sharper_image(make_psf, science_sigma, template_sigma, expected):
     direction = choose_direction("auto", science_psf=make_psf(science_sigma), template_psf=make_psf(template_sigma))

@@ -1,9 +1,16 @@
 import numpy as np
 import pytest
+from scipy.signal import convolve2d
 
 from alertprod.errors import ConfigError
 from alertprod.psf.model import FWHM_PER_SIGMA
-from alertprod.subtraction.basis import choose_widths, compute_trace_fwhm, make_alard_lupton_basis
+from alertprod.subtraction.basis import (
+    choose_widths,
+    compute_trace_fwhm,
+    convolve_stamps,
+    lead_with_psfs,
+    make_alard_lupton_basis,
+)
 from alertprod.subtraction.config import AlardLuptonConfig
 
 
@@ -89,3 +96,24 @@ def test_even_kernels_and_lists_of_other_lengths_are_refused():
         AlardLuptonConfig(alard_deg_gauss=(4, 2))
     with pytest.raises(ConfigError, match="size_cell_x"):
         AlardLuptonConfig(size_cell_x=16)
+
+
+def test_stamps_are_convolved_with_every_basis_kernel(basis, make_psf, rng):
+    led = lead_with_psfs(basis, convolved_psf=make_psf(2.0), reference_psf=make_psf(2.4))
+    stamps = rng.normal(size=(3, 43, 43))
+    found = convolve_stamps(stamps, led, 23)
+    for n in range(3):
+        for i, kernel in enumerate(led.images):
+            np.testing.assert_allclose(found[n, i], convolve2d(stamps[n], kernel, mode="valid"), atol=1e-12)
+
+
+def test_leading_kernel_turns_one_psf_into_the_other(basis, make_psf):
+    led = lead_with_psfs(basis, convolved_psf=make_psf(2.0), reference_psf=make_psf(2.4))
+    assert led.images[0].sum() == pytest.approx(1.0)
+    np.testing.assert_array_equal(led.images[1:], basis.images[1:])
+    matched = convolve2d(make_psf(2.0).compute_kernel_image(x=0, y=0), led.images[0], mode="same")
+    half = matched.shape[0] // 2
+    wanted = make_psf(2.4).compute_kernel_image(x=0, y=0)
+    reach = wanted.shape[0] // 2
+    found = matched[half - 8 : half + 9, half - 8 : half + 9]
+    np.testing.assert_allclose(found, wanted[reach - 8 : reach + 9, reach - 8 : reach + 9], atol=5e-3 * wanted.max())

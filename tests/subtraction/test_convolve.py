@@ -92,7 +92,9 @@ def test_variance_stays_positive_beside_a_spike():
 
 def test_kernel_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="shape"):
-        convolve_image(np.zeros((10, 10), dtype=np.float32), SpatialKernel.constant(np.ones((3, 3)), Box.from_shape((9, 9))))
+        convolve_image(
+            np.zeros((10, 10), dtype=np.float32), SpatialKernel.constant(np.ones((3, 3)), Box.from_shape((9, 9)))
+        )
 
 
 def test_filling_is_the_weighted_mean_of_good_neighbours(rng):
