@@ -16,6 +16,25 @@ _INVERSION_TOLERANCE_PIXELS = 1e-4
 """Far below any centroid error, far above the rounding of a SIP polynomial at 10^4 pixels."""
 
 
+_MATRIX_ELEMENTS = ("1_1", "1_2", "2_1", "2_2")
+_NOT_COORDINATES = (
+    "DATE",
+    "MJD",
+    "TIME",
+    "TREF",
+    "OBSGEO",
+    "JEPOCH",
+    "BEPOCH",
+    "XPOSURE",
+    "TELAPSE",
+    "TSTART",
+    "TSTOP",
+)
+"""Beginnings of cards that astropy writes with a WCS, and that are facts of the exposure, not of its coordinates."""
+
+_J2000_TOLERANCE_YEARS = 0.1
+
+
 class SkyWcs:
     """A mapping between pixels and ICRS positions; immutable and picklable.
 
@@ -27,7 +46,8 @@ class SkyWcs:
     Raises
     ------
     ValueError
-        Raised if `wcs` has no pair of celestial axes.
+        Raised if `wcs` has no pair of celestial axes, or if these are not right ascension and declination of
+        ICRS or FK5 J2000 (which agree to 0.03 arcsec and are not told apart).
     """
 
     def __init__(self, wcs: WCS) -> None:
@@ -35,11 +55,24 @@ class SkyWcs:
             msg = f"no celestial axes: CTYPE is {list(wcs.wcs.ctype)}"
             raise ValueError(msg)
         self._wcs = wcs.celestial
+        _require_equatorial(self._wcs)
+        # Some write declination first.
+        self._ra_axis = int(self._wcs.wcs.lng)
         self._has_distortion = self._wcs.sip is not None or self._wcs.has_distortion
 
     @classmethod
     def from_header(cls, header: fits.Header) -> "SkyWcs":
-        """Build from FITS cards; `ValueError` where they describe no celestial plane."""
+        """Build from FITS cards; `ValueError` where they describe no celestial plane.
+
+        Notes
+        -----
+        FITS forbids CD and PC together. Where both are there the CD matrix counts: programs that know nothing of
+        PC resample an image, mend CD, and leave PC as it was.
+        """
+        if all(f"CD{element}" in header and f"PC{element}" in header for element in _MATRIX_ELEMENTS):
+            header = header.copy()
+            for element in _MATRIX_ELEMENTS:
+                del header[f"PC{element}"]
         with warnings.catch_warnings():
             # astropy mends dates and units it does not like and warns; none of that concerns us.
             warnings.simplefilter("ignore", FITSFixedWarning)
@@ -84,19 +117,35 @@ class SkyWcs:
     def pixel_to_sky(self, *, x: FloatArray | float, y: FloatArray | float) -> tuple[FloatArray, FloatArray]:
         """Return ICRS (ra, dec) in degrees, shape as `x` and `y` broadcast."""
         x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
-        ra, dec = self._wcs.all_pix2world(x.ravel(), y.ravel(), 0)
+        sky = self._wcs.all_pix2world(x.ravel(), y.ravel(), 0)
+        ra, dec = sky[self._ra_axis], sky[1 - self._ra_axis]
         return ra.reshape(x.shape), dec.reshape(x.shape)
 
     def sky_to_pixel(self, *, ra_deg: FloatArray | float, dec_deg: FloatArray | float) -> tuple[FloatArray, FloatArray]:
-        """Return (x, y) in pixels; NaN for points that the projection does not reach."""
+        """Return (x, y) in pixels; NaN for points that the projection does not reach.
+
+        Notes
+        -----
+        A distortion is inverted by iteration, which means nothing far outside the image: where the result does
+        not lead back to the point it is NaN.
+        """
         ra, dec = np.broadcast_arrays(np.asarray(ra_deg, dtype=float), np.asarray(dec_deg, dtype=float))
+        sky = np.stack((ra.ravel(), dec.ravel()) if self._ra_axis == 0 else (dec.ravel(), ra.ravel()), axis=1)
+        pixels = self._wcs.wcs_world2pix(sky, 0)
         if self._has_distortion:
-            x, y = self._wcs.all_world2pix(
-                ra.ravel(), dec.ravel(), 0, tolerance=_INVERSION_TOLERANCE_PIXELS, maxiter=50, quiet=True
-            )
-        else:
-            x, y = self._wcs.wcs_world2pix(ra.ravel(), dec.ravel(), 0)
-        return x.reshape(ra.shape), y.reshape(ra.shape)
+            undistorted = pixels
+            pixels = np.full_like(undistorted, np.nan)
+            reached = np.isfinite(undistorted).all(axis=1)
+            if reached.any():
+                with np.errstate(all="ignore"):  # a diverging iteration overflows
+                    found = self._wcs.all_world2pix(
+                        sky[reached], 0, tolerance=_INVERSION_TOLERANCE_PIXELS, maxiter=50, quiet=True
+                    )
+                    back = self._wcs.wcs_world2pix(self._wcs.all_pix2world(found, 0), 0)
+                    missed = np.abs(back - undistorted[reached]).max(axis=1)
+                found[~(missed < 100 * _INVERSION_TOLERANCE_PIXELS)] = np.nan
+                pixels[reached] = found
+        return pixels[:, 0].reshape(ra.shape), pixels[:, 1].reshape(ra.shape)
 
     def compute_jacobian(self, *, x: FloatArray | float, y: FloatArray | float) -> FloatArray:
         """Return d(east, north)/d(x, y) in degrees per pixel, shape ``(..., 2, 2)``.
@@ -156,5 +205,20 @@ class SkyWcs:
         return SkyWcs(wcs)
 
     def to_header(self) -> fits.Header:
-        """Return the FITS cards, distortion included."""
-        return self._wcs.to_header(relax=True)
+        """Return the FITS cards, distortion included; no times, which astropy would add."""
+        header = self._wcs.to_header(relax=True)
+        for card in [card for card in header if card.startswith(_NOT_COORDINATES)]:
+            del header[card]
+        return header
+
+
+def _require_equatorial(wcs: WCS) -> None:
+    types = {kind[:4].rstrip("-") for kind in wcs.wcs.ctype}
+    if types != {"RA", "DEC"}:
+        msg = f"CTYPE is {list(wcs.wcs.ctype)}; right ascension and declination are needed"
+        raise ValueError(msg)
+    frame, equinox = wcs.wcs.radesys.strip().upper(), float(wcs.wcs.equinox)
+    is_j2000 = not np.isfinite(equinox) or abs(equinox - 2000.0) < _J2000_TOLERANCE_YEARS
+    if frame not in ("", "ICRS", "FK5") or (frame != "ICRS" and not is_j2000):
+        msg = f"coordinates are {frame or 'equatorial'}, equinox {equinox:g}; ICRS or FK5 J2000 is needed"
+        raise ValueError(msg)

@@ -74,8 +74,8 @@ def test_saao_facts(shared_data):
     assert (info.instrument, info.visit, info.detector, info.band) == ("SAAO-STE3", 103, 0, "I")
     assert info.ra_deg == pytest.approx(273.87083, abs=1e-5)
     assert info.dec_deg == pytest.approx(-25.285, abs=1e-5)
-    # In 2013 TAI was 35 s ahead of UTC.
-    assert info.shutter_open_mjd_tai == pytest.approx(56507.81423491 + 35 / 86400, abs=1e-3)
+    # In 2013 TAI was 35 s ahead of UTC; MJD-OBS has five digits.
+    assert info.shutter_open_mjd_tai == pytest.approx(56507.81424 + 35 / 86400, abs=1e-9)
     assert exposure.wcs.compute_pixel_scale_arcsec(x=256, y=256) == pytest.approx(0.31, abs=1e-6)
     assert exposure.photo_calib.is_nominal
 
