@@ -71,7 +71,7 @@ class SphericalPolygon:
         if self._cos_radius < np.cos(np.radians(_MAX_POLYGON_RADIUS_DEG)):
             msg = f"the polygon reaches beyond {_MAX_POLYGON_RADIUS_DEG} degrees from its centre"
             raise ValueError(msg)
-        if (vertices @ self.normals.T).min() < -_ON_EDGE:
+        if (vertices @ self.normals.T).min() < -_NOT_CONVEX:
             msg = "the vertices are no convex polygon, counter-clockwise from outside"
             raise ValueError(msg)
 
@@ -94,7 +94,11 @@ class SphericalPolygon:
         if depth.min() < np.cos(np.radians(_MAX_POLYGON_RADIUS_DEG)):
             msg = f"the points reach beyond {_MAX_POLYGON_RADIUS_DEG} degrees from their centre"
             raise ValueError(msg)
-        return cls(points[_hull_indices((points @ east) / depth, (points @ north) / depth)])
+        x, y = (points @ east) / depth, (points @ north) / depth
+        step = _HULL_RESOLUTION * max(np.ptp(x), np.ptp(y), _ON_EDGE)
+        # Of points that nearly coincide one is enough: an edge between them would point anywhere.
+        _, kept = np.unique(np.round(np.stack([x, y]) / step), axis=1, return_index=True)
+        return cls(points[kept[_hull_indices(x[kept], y[kept])]])
 
     @classmethod
     def cap(cls, *, ra_deg: float, dec_deg: float, radius_arcsec: float, n_vertices: int = 32) -> "SphericalPolygon":
@@ -156,6 +160,12 @@ class SphericalPolygon:
 
 _ON_EDGE = 1e-12
 """Radians (0.2 microarcsec): the rounding of products of unit vectors, far below any pixel."""
+
+_HULL_RESOLUTION = 1e-7
+"""Of a hull's extent: below a hundredth of a pixel of any detector."""
+
+_NOT_CONVEX = 1e-8
+"""Radians (2 milliarcsec): rounding of an edge's direction, 1e-16 / `_HULL_RESOLUTION`, with room."""
 
 _MAX_POLYGON_RADIUS_DEG = 85.0
 """Short of the hemisphere, where the gnomonic projection ends."""

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import time
 import urllib.parse
 import uuid
@@ -28,6 +29,9 @@ from alertprod.store.ledger import Claimed, LedgerState
 _FORMAT, _FORMAT_VERSION = "alertprod.outbox", 1
 
 _SUFFIX = ".outbox"
+
+_OURS = re.compile(r".*\.outbox(\.[0-9a-f]{32})?")
+"""Names of outbox files, half-written ones too: whatever else somebody keeps in that folder is not touched."""
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Far above the 10 MiB that a broker takes; a flipped length byte must not ask for 4 GiB of memory."""
@@ -64,7 +68,16 @@ class OutboxMessage:
 
 @dataclass(frozen=True, slots=True)
 class OutboxFile:
-    """What SQL keeps of a file: `sha256` is over the values in order, hexadecimal."""
+    """What SQL keeps of a file.
+
+    Parameters
+    ----------
+    uri
+        With protocol and absolute path, however the outbox is spelled in a configuration: `clean_outbox` knows by it
+        what must stay.
+    sha256
+        Over the values in order, hexadecimal.
+    """
 
     uri: str
     sha256: str
@@ -123,7 +136,12 @@ def write_outbox(uri: str, messages: Iterable[OutboxMessage]) -> OutboxFile:
             filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
             with filesystem.open(path, "wb") as file:  # object stores show a file when it is closed, and only whole
                 n_bytes = _write_stream(file, messages, digests)
-    return OutboxFile(uri=uri, sha256=digests.values.hexdigest(), n_messages=digests.count, n_bytes=n_bytes)
+    return OutboxFile(
+        uri=filesystem.unstrip_protocol(path),
+        sha256=digests.values.hexdigest(),
+        n_messages=digests.count,
+        n_bytes=n_bytes,
+    )
 
 
 def read_outbox(uri: str, sha256: str) -> Iterator[OutboxMessage]:
@@ -195,11 +213,13 @@ def clean_outbox(
             return 0, 0
         filesystem.invalidate_cache()
         found = filesystem.find(path, detail=True)
-    files = sorted((_modified_unix_s(info), name, int(info["size"])) for name, info in found.items())
-    prefix = root.rstrip("/") + "/"
-    base = path.rstrip("/") + "/"
-    uris = {name: prefix + name.removeprefix(base) for _, name, _ in files}
-    states = states_of([uri for uri in uris.values() if uri.endswith(_SUFFIX)])
+    files = sorted(
+        (_modified_unix_s(info), name, int(info["size"]))
+        for name, info in found.items()
+        if _OURS.fullmatch(name.rpartition("/")[2])
+    )
+    uris = {name: str(filesystem.unstrip_protocol(name)) for _, name, _ in files}
+    states = states_of(list(uris.values()))
     total = sum(size for _, _, size in files)
     removed, removed_bytes = 0, 0
     for modified, name, size in files:

@@ -111,9 +111,10 @@ def test_a_hull_holds_its_points_in_any_order(points, place):
     spread = np.linalg.svd(np.stack([x - x.mean(), y - y.mean()]), compute_uv=False)
     assume(spread[-1] > 1e-3)
     hull = SphericalPolygon.hull(*sky_positions(vectors))
-    assert (hull.compute_distance_arcsec(vectors) < 1e-5).all()
+    # Of points closer than 1e-7 of the extent (0.4 radians at most, 0.01 arcsec) one is kept.
+    assert (hull.compute_distance_arcsec(vectors) < 0.02).all()
     again = SphericalPolygon.hull(*sky_positions(vectors[::-1]))
-    assert again.compute_area_arcsec2() == pytest.approx(hull.compute_area_arcsec2(), rel=1e-9)
+    assert again.compute_area_arcsec2() == pytest.approx(hull.compute_area_arcsec2(), rel=1e-4)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import fsspec
@@ -187,11 +188,11 @@ def write_and_die(path):
 
 
 def test_a_writer_killed_halfway_leaves_the_name_free(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(str(tmp_path / "a"),))
+    process = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(str(tmp_path / "3.1.outbox"),))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "3.1.outbox").exists()
     (left_over,) = tmp_path.iterdir()
     os.utime(left_over, (0, 0))
     assert clean_outbox(str(tmp_path), lambda _: {}, max_age_s=0.0, max_bytes=0)[0] == 1
@@ -202,7 +203,7 @@ def put(root, name, *, age_s, size=100, now=1e9):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
     os.utime(path, (now - age_s, now - age_s))
-    return str(path)
+    return f"file://{path}"
 
 
 def clean(root, states, *, max_age_s=30 * DAY_S, max_bytes=10**9):
@@ -248,6 +249,14 @@ def test_a_file_no_row_names_is_spared_for_a_day(tmp_path):
     assert left(tmp_path) == ["being stored.outbox"]
 
 
+def test_what_is_not_an_outbox_file_is_not_touched(tmp_path):
+    other = tmp_path / "alerts.db"
+    other.write_bytes(b"x")
+    os.utime(other, (0, 0))
+    assert clean(tmp_path, {}) == (0, 0)
+    assert other.exists()
+
+
 def test_empty_folders_go_with_their_last_file(tmp_path):
     states = {put(tmp_path, "a", age_s=9e9): LedgerState.PUBLISHED}
     clean(tmp_path, states)
@@ -259,7 +268,9 @@ def test_an_outbox_that_is_not_there_yet_is_clean(tmp_path):
     assert clean(tmp_path / "none", {}) == (0, 0)
 
 
-def test_the_ledger_protects_its_files(database, tmp_path):
+@pytest.mark.parametrize("spelling", ["{tmp_path}", "file://{tmp_path}", "{tmp_path}/", "."])
+def test_the_ledger_protects_its_files_however_the_outbox_is_spelled(database, tmp_path, monkeypatch, spelling):
+    monkeypatch.chdir(tmp_path)
     ledger = Ledger(database)
     files = {}
     for detector in range(2):
@@ -275,7 +286,9 @@ def test_the_ledger_protects_its_files(database, tmp_path):
                 summary={},
             )
     ledger.mark_published(ExposureKey("SimCam", 1, 1))
-    n_files, _ = clean_outbox(f"file://{tmp_path}", ledger.states_of_outboxes, max_age_s=-1.0, max_bytes=0)
+    late = time.time() + 100 * DAY_S
+    root = spelling.format(tmp_path=tmp_path)
+    n_files, _ = clean_outbox(root, ledger.states_of_outboxes, max_age_s=0.0, max_bytes=0, clock=lambda: late)
     assert n_files == 1
     assert list(read_outbox(files[0].uri, files[0].sha256)) == MESSAGES
 
