@@ -4,6 +4,7 @@ Afterwards neighbouring pixels are independent and the variance plane is what pi
 longer the one that the match aimed at: `Decorrelated.psf` is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +35,15 @@ NOISE_MASK_PLANES = (
 HOLE_MASK_PLANES = ("SAT", "CR", "BAD", "NO_DATA")
 """Pixels of the difference with one of these are not spread over their neighbours."""
 
-_SMALLEST_VARIANCE_RATIO = 1e-4
-"""Of the unconvolved image to the convolved one: below, whitening would amplify some frequencies over a hundredfold,
-and rounding with them."""
+_SMALLEST_POWER = 1e-4
+"""Noise power of a frequency relative to that of the sky: below, whitening would amplify it over a hundredfold, and
+rounding with it. Reached where the convolved image has nearly all the noise."""
 
 _TRUNCATION = 1e-3
 """Share of the whitening kernel's absolute sum that may be cut off."""
+
+_UNCONVOLVED = np.ones((1, 1))
+"""The kernel of an image that was not convolved."""
 
 _NODES = 3
 """Where the kernel varies, it is whitened at 3 x 3 places: enough for the six terms of order 2."""
@@ -127,7 +131,7 @@ def decorrelate(
     variances_u = _mean_variances(plane_u, ignored | unknown_u, x=x, y=y, kernel=kernel)
     variances_c = _mean_variances(plane_c, ignored | unknown_c, x=x, y=y, kernel=kernel)
     whitening = [
-        compute_whitening_kernel(image, unconvolved_variance=v_u, convolved_variance=v_c)
+        compute_whitening_kernel([_UNCONVOLVED, image], [v_u, v_c])
         for image, v_u, v_c in zip(images, variances_u, variances_c, strict=True)
     ]
     side = max(image.shape[0] for image in whitening)
@@ -162,15 +166,27 @@ def decorrelate(
     )
 
 
-def compute_whitening_kernel(
-    kernel: FloatArray, *, unconvolved_variance: float, convolved_variance: float
-) -> FloatArray:
-    """Return psi for one matching kernel: float64, square, odd, symmetric, unit sum; see `decorrelate`."""
-    floor = _SMALLEST_VARIANCE_RATIO * convolved_variance * kernel.sum() ** 2
-    v_u, v_c = max(unconvolved_variance, floor), convolved_variance
-    side = scipy.fft.next_fast_len(max(128, 6 * kernel.shape[0]), real=True)
-    power = np.abs(scipy.fft.rfft2(kernel, s=(side, side))) ** 2
-    spectrum = np.sqrt((v_u + v_c * kernel.sum() ** 2) / (v_u + v_c * power))
+def compute_whitening_kernel(kernels: Sequence[FloatArray], variances: Sequence[float]) -> FloatArray:
+    """Return the kernel that whitens a sum of independent white noises, each convolved with its own kernel.
+
+    Parameters
+    ----------
+    kernels
+        Each of shape ``(size, size)``, size odd; a single 1 for noise that was not convolved.
+    variances
+        Of the noises before their convolutions.
+
+    Returns
+    -------
+    FloatArray
+        float64, square, odd, symmetric, unit sum; see `decorrelate`.
+    """
+    largest = max(kernel.shape[0] for kernel in kernels)
+    side = scipy.fft.next_fast_len(max(128, 6 * largest), real=True)
+    power = np.zeros((side, side // 2 + 1))
+    for kernel, variance in zip(kernels, variances, strict=True):
+        power += variance * np.abs(scipy.fft.rfft2(kernel, s=(side, side))) ** 2
+    spectrum = np.sqrt(power[0, 0] / np.maximum(power, _SMALLEST_POWER * power[0, 0]))
     image = scipy.fft.fftshift(scipy.fft.irfft2(spectrum, s=(side, side)))
     # The origin is the middle pixel of an odd square.
     centre = side // 2

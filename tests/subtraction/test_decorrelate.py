@@ -57,7 +57,7 @@ def whiten(difference, science_plane, template_plane, kernel, convolved="templat
 
 def test_whitening_kernel_has_unit_sum_and_the_known_spectrum():
     kernel = gaussian(1.5) * 1.2
-    psi = compute_whitening_kernel(kernel, unconvolved_variance=1.0, convolved_variance=0.5)
+    psi = compute_whitening_kernel([np.ones((1, 1)), kernel], [1.0, 0.5])
     assert psi.sum() == pytest.approx(1.0, abs=1e-12)
     np.testing.assert_allclose(psi, psi[::-1, ::-1], atol=1e-12)
     spectrum = np.abs(np.fft.rfft2(psi, s=(256, 256)))
