@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from alertprod._typing import FloatArray
 from alertprod.psf._lanczos import sampling_matrices
@@ -15,10 +16,10 @@ from alertprod.psf.psfex import evaluate_terms, polynomial_terms
 _SAMPLES_PER_FWHM = 4.0
 """Model samples across the FWHM, at least; with fewer, Lanczos-4 no longer draws it to a fraction of a percent."""
 
-_MODEL_ERROR = 0.02
+_MODEL_ERROR = 0.01
 """Relative error that each model is granted while stars are judged: else the brightest reject one another."""
 
-_DEVIATION = (0.3, 1e-3)
+_DEVIATION = (0.5, 1e-3)
 """Standard deviation expected of the difference to the Moffat profile: relative to it, and to its peak. Where stars
 say little, and in the wings where they all do, the model stays with the profile."""
 
@@ -27,6 +28,9 @@ _MAX_STEPS = 12
 
 _TOLERANCE = 3e-3
 """Relative residual at which these steps stop, far below the noise of the solution."""
+
+_WIDENING = 0.6
+"""Sigma over FWHM by which the profile is widened for that: to 1.7 times its width, as in the corners of wide fields."""
 
 _SMOOTHNESS = 0.18
 """Scale (sigma over FWHM) below which the difference to the Moffat profile has no structure: the atmosphere leaves none,
@@ -120,7 +124,9 @@ class GridModel:
         weights = np.where(stamps.good[use], flux / noise2, 0.0).astype(np.float32)
         profile = rows @ self.base.astype(np.float32) @ columns_t
         residual = stamps.data[use] - stamps.sky[use, None, None] - flux * profile
-        expected = np.hypot(_DEVIATION[0] * self.base, _DEVIATION[1] * self.base.max())
+        # Where the profile may be wider than on average, more is expected in what are otherwise wings.
+        wider = gaussian_filter(self.base, _WIDENING * self.fwhm / self.sampling)
+        expected = np.hypot(_DEVIATION[0] * np.maximum(self.base, wider), _DEVIATION[1] * self.base.max())
         smooth = _smoothing_matrix(len(self.base), width=_SMOOTHNESS * self.fwhm / self.sampling)
 
         def forward(whitened: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ _CORE_RADIUS = 0.75
 _MAX_MOVE = 0.5
 """Pixels a position may change in one linearised fit."""
 
-_MODEL_ERROR = 0.02
+_MODEL_ERROR = 0.01
 """Relative error granted to the model when pixels are weighted, so that the brightest stars do not decide alone."""
 
 _CLIP = (5.0, 0.1, 2e-3)
