@@ -43,12 +43,18 @@ class EmbeddedBroker:
 
     Raises
     ------
+    ValueError
+        Raised if a topic is to have no partition.
     BrokerUnavailable
         Raised on entry if it does not start.
     """
 
     def __init__(self, topics: Mapping[str, int] | None = None, *, own_process: bool = False) -> None:
         self._topics = dict(topics or {})
+        for topic, partitions in self._topics.items():
+            if partitions < 1:
+                msg = f"topic {topic} with {partitions} partitions"
+                raise ValueError(msg)
         self._own_process = own_process
         self._cleanup = ExitStack()
         self.bootstrap_servers = ""
@@ -73,7 +79,7 @@ def _start_here(topics: Mapping[str, int], stack: ExitStack) -> str:
     try:
         return _NativeCluster(topics, stack).bootstrap_servers
     except (AttributeError, OSError):  # a build of the client that hides librdkafka's symbols
-        return _start_through_client(stack)
+        return _start_through_client(topics, stack)
 
 
 class _NativeCluster:
@@ -122,11 +128,13 @@ def _load_library() -> Any:
     return library
 
 
-def _start_through_client(stack: ExitStack) -> str:
+def _start_through_client(topics: Mapping[str, int], stack: ExitStack) -> str:
     client = Producer({"bootstrap.servers": "embedded", "test.mock.num.brokers": 1, "log_level": 3})
     stack.callback(client.purge)
     try:
         brokers = client.list_topics(timeout=_START_S).brokers
+        for topic in topics:
+            client.list_topics(topic, timeout=_START_S)  # a producer's question brings a topic into being
     except KafkaException as error:
         raise BrokerUnavailable(f"embedded broker: {error}") from error
     return ",".join(f"{broker.host}:{broker.port}" for broker in brokers.values())

@@ -5,7 +5,7 @@
     AlertprodError
     ├─ TransientError / BrokerUnavailable   ask again
     ├─ BrokerFatal                          this client is finished: exit and be restarted
-    │  ├─ ProducerFenced                    another process has our transactional id
+    │  ├─ ProducerFenced                    another process has our transactional id, or we were too slow
     │  └─ CommitUncertain                   the restarted process asks the committed offset what happened
     ├─ PartitionRevoked                     drop the work, the partition's new owner does it
     └─ ProcessingError / MessageRefused     this message will never be taken
@@ -25,7 +25,7 @@ class BrokerFatal(AlertprodError, ConnectionError):
 
 
 class ProducerFenced(BrokerFatal):
-    """Another producer has started with our transactional id; nothing of ours is taken any more."""
+    """Another producer has started with our transactional id, or the broker ended a transaction open for too long."""
 
 
 class CommitUncertain(BrokerFatal):

@@ -1,11 +1,13 @@
 """Alerts out: one exposure, its summary and its event's offset in one Kafka transaction.
 
-Everything here belongs to one publishing thread; only the constructor may be called from another. Without a
+Everything here belongs to one publishing thread, but for the constructor and `interrupt`. Without a
 transactional id the producer is idempotent and at-least-once, and the offsets are the caller's to commit.
 """
 
 import functools
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -14,6 +16,7 @@ from typing import Any, Final, Literal, Self
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from alertprod.errors import BrokerUnavailable, ConfigError
+from alertprod.stream.client_log import client_log, log_client_error
 from alertprod.stream.errors import (
     REFUSED_CODES,
     BrokerFatal,
@@ -35,6 +38,10 @@ _ANY_PARTITION: Final = -1
 _CALL_S: Final = 2.0
 """Of one blocking call of librdkafka, which is repeated until the deadline."""
 _PAUSE_S: Final = 0.2
+_ABORT_S: Final = 10.0
+"""An abort that takes longer is gone on with before the next transaction."""
+_SHARE_TO_FILL: Final = 0.8
+"""Of the transaction's time; after it we abort, since a producer whose transaction the broker ended is fenced."""
 _SERVE_EVERY: Final = 256
 """Messages produced between two looks at the delivery reports."""
 
@@ -68,6 +75,8 @@ def producer_configuration(
         "queue.buffering.max.kbytes": 262_144,
         # Java's partitioning: all clients put an object's alerts on the same partition.
         "partitioner": "murmur2_random",
+        # A broker that is back is found within two seconds, not ten.
+        "reconnect.backoff.max.ms": 2_000,
         "allow.auto.create.topics": False,
     }
     if transactional_id is not None:
@@ -164,6 +173,7 @@ class AlertProducer:
         self._clock = clock
         self._started = False
         self._must_abort = False
+        self._interrupted = threading.Event()
         settings = producer_configuration(
             bootstrap_servers,
             transactional_id=transactional_id,
@@ -172,7 +182,7 @@ class AlertProducer:
             compression=compression,
         )
         try:
-            self._producer = Producer({**settings, **(options or {}), "error_cb": _on_error}, logger=_log)
+            self._producer = Producer({**settings, **(options or {}), "error_cb": log_client_error}, logger=client_log)
         except (KafkaException, ValueError, TypeError) as error:
             raise ConfigError("configuration", "kafka producer", str(error)) from error
 
@@ -222,7 +232,7 @@ class AlertProducer:
         Parameters
         ----------
         messages
-            In the order wanted; read once, as fast as they can be sent.
+            In the order wanted; read once, while the transaction is open.
         offsets
             Of lanes assigned now: the offset after the event that is done with this.
         group_metadata
@@ -249,7 +259,7 @@ class AlertProducer:
             msg = "offsets need the consumer's group metadata"
             raise ValueError(msg)
         if self._must_abort:
-            self._abort()
+            self._abort(_ABORT_S)
         try:
             self._producer.begin_transaction()
         except KafkaException as error:
@@ -257,16 +267,24 @@ class AlertProducer:
         try:
             n_messages = self._fill_transaction(messages, offsets, group_metadata)
         except _Abortable as error:
-            self._abort_quietly()
+            self._abort_quietly(_ABORT_S)
             raise error.outcome from error
         except BrokerFatal:
             raise
         except BaseException:  # the messages' source failed, or the process is being stopped
-            self._abort_quietly()
+            self._abort_quietly(_ABORT_S)
             raise
         self._commit()
         now = self._clock()
         return Receipt((now,) * n_messages, offsets_committed=bool(offsets))
+
+    def interrupt(self) -> None:
+        """Make the `publish` under way, or else the next, give up with `BrokerUnavailable`; from any thread.
+
+        For shutting down or giving up a partition while the broker is away. A transaction that is being committed is
+        not interrupted.
+        """
+        self._interrupted.set()
 
     def serve(self) -> None:
         """Serve librdkafka's callbacks and log lines; call it now and then while there is nothing to publish."""
@@ -276,20 +294,20 @@ class AlertProducer:
             raise translate(error, "producer") from error
 
     def close(self, *, timeout_s: float = 15.0) -> None:
-        """Send what is queued (at-least-once), abort what is open (transactional), within `timeout_s`."""
-        if self._must_abort:
-            self._abort_quietly()
-        if not self.transactional:
-            try:
+        """Send what is queued (at-least-once), abort what is open (transactional), within `timeout_s`; raises nothing."""
+        try:
+            if self._must_abort:
+                self._abort_quietly(timeout_s)
+            elif not self.transactional:
                 self._producer.flush(timeout_s)
-            except KafkaException as error:
-                raise translate(error, "close of the producer") from error
-        self._producer.purge()
+            self._producer.purge()
+        except (BrokerFatal, KafkaException) as error:
+            _log.warning("closing a producer that is finished: %s", error)
 
     def _fill_transaction(
         self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset], group_metadata: Any
     ) -> int:
-        deadline = _after(self._transaction_timeout_s)
+        deadline = _after(_SHARE_TO_FILL * self._transaction_timeout_s)
         batch = self._produce(messages, deadline)
         self._await_reports(batch, deadline)
         if offsets:
@@ -300,7 +318,7 @@ class AlertProducer:
 
     def _deliver_at_least_once(self, messages: Iterable[OutgoingMessage]) -> list[float]:
         try:
-            batch = self._produce(messages, _after(self._delivery_timeout_s))
+            batch = self._produce(messages, math.inf)  # each message has its own time, so each is reported
             self._await_reports(batch, _after(self._delivery_timeout_s + 5 * _CALL_S))
         except _Abortable as error:
             raise error.outcome from error
@@ -311,7 +329,7 @@ class AlertProducer:
         for message in messages:
             self._produce_one(message, batch, deadline)
             if len(batch.acked_at) % _SERVE_EVERY == 0:
-                self._serve_reports(batch, 0.0)
+                self._serve_reports(batch, deadline)
         return batch
 
     def _produce_one(self, message: OutgoingMessage, batch: _Batch, deadline: float) -> None:
@@ -327,11 +345,8 @@ class AlertProducer:
                     headers=list(message.headers),
                     on_delivery=report,
                 )
-            except BufferError as error:
-                if time.monotonic() > deadline:
-                    problem = f"the queue to {message.topic} stayed full"
-                    raise _Abortable(BrokerUnavailable(problem)) from error
-                self._serve_reports(batch, _PAUSE_S)
+            except BufferError:
+                self._serve_reports(batch, deadline, wait_s=_PAUSE_S)
             except KafkaException as error:
                 inner = kafka_error(error)
                 if inner.code() in REFUSED_CODES:
@@ -342,31 +357,31 @@ class AlertProducer:
                 return
 
     def _await_reports(self, batch: _Batch, deadline: float) -> None:
+        self._serve_reports(batch, deadline)
         while batch.n_waiting:
-            self._serve_reports(batch, _PAUSE_S, flush=True)
-            if batch.n_waiting and time.monotonic() > deadline:
-                problem = f"{batch.n_waiting} of {len(batch.acked_at)} messages were not acknowledged in time"
-                raise _Abortable(BrokerUnavailable(problem))
-        self._check_reports(batch)
+            self._serve_reports(batch, deadline, wait_s=_PAUSE_S, flush=True)
 
-    def _serve_reports(self, batch: _Batch, timeout_s: float, *, flush: bool = False) -> None:
+    def _serve_reports(self, batch: _Batch, deadline: float, *, wait_s: float = 0.0, flush: bool = False) -> None:
         try:
             if flush:
-                self._producer.flush(timeout_s)
+                self._producer.flush(wait_s)
             else:
-                self._producer.poll(timeout_s)
+                self._producer.poll(wait_s)
         except KafkaException as error:
             raise _fatal_or_abortable(kafka_error(error), "delivery") from error
-        self._check_reports(batch)
-
-    def _check_reports(self, batch: _Batch) -> None:
         match batch.failure:
             case None:
-                return
+                pass
             case BrokerFatal():
                 raise batch.failure
             case failure:
                 raise _Abortable(failure)
+        if self._interrupted.is_set():
+            self._interrupted.clear()
+            raise _Abortable(BrokerUnavailable("interrupted"))
+        if time.monotonic() > deadline:
+            problem = f"{batch.n_waiting} of {len(batch.acked_at)} messages were not acknowledged in time"
+            raise _Abortable(BrokerUnavailable(problem), timed_out=True)
 
     def _persist(self, doing: str, call: Callable[[float], object], deadline: float) -> None:
         """Make the same call again, as librdkafka prescribes, for as long as it says that this may help."""
@@ -394,23 +409,21 @@ class AlertProducer:
         except _Abortable as error:
             if error.timed_out:
                 raise CommitUncertain(str(error.outcome)) from error
-            self._abort_quietly()
+            self._abort_quietly(_ABORT_S)
             raise error.outcome from error
 
-    def _abort(self) -> None:
+    def _abort(self, timeout_s: float) -> None:
         self._must_abort = True
         try:
-            self._persist(
-                "abort of the transaction", self._producer.abort_transaction, _after(self._transaction_timeout_s)
-            )
+            self._persist("abort of the transaction", self._producer.abort_transaction, _after(timeout_s))
         except _Abortable as error:
             raise error.outcome from error
         self._must_abort = False
 
-    def _abort_quietly(self) -> None:
+    def _abort_quietly(self, timeout_s: float) -> None:
         """Abort; where the broker is away too, leave it to the next `publish`. `BrokerFatal` comes through."""
         try:
-            self._abort()
+            self._abort(timeout_s)
         except BrokerUnavailable as error:
             _log.warning("the transaction is still open: %s", error)
 
@@ -427,7 +440,3 @@ def _after(seconds: float) -> float:
 def _key(message: Message) -> bytes | None:
     key = message.key()
     return key.encode() if isinstance(key, str) else key
-
-
-def _on_error(error: KafkaError) -> None:
-    _log.warning("producer: %s (%s)", error.str(), error.name())

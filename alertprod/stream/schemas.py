@@ -72,6 +72,24 @@ def load_event_schema(name: str) -> ParsedSchema:
     return fastavro.parse_schema(json.loads(path.read_text(encoding="utf-8")))
 
 
+def describe_event_schemas() -> list[dict[str, Any]]:
+    """Return name, version, id, number of fields and CRC-64-AVRO fingerprint of each of our schemas."""
+    rows = []
+    for schema_id, name in SCHEMA_IDS.items():
+        schema = load_event_schema(name)
+        form = fastavro.schema.to_parsing_canonical_form(schema)
+        rows.append(
+            {
+                "name": schema["name"],
+                "version": "1",
+                "schema_id": schema_id,
+                "n_fields": len(schema["fields"]),
+                "fingerprint": fastavro.schema.fingerprint(form, "CRC-64-AVRO"),
+            }
+        )
+    return rows
+
+
 class RegistrySchemas:
     """Schemas from a Confluent-compatible registry, kept once they are known. Thread-safe.
 

@@ -1,6 +1,5 @@
 """Reads topics without a group: what a subscriber who sees committed messages only would see."""
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -9,11 +8,10 @@ from typing import Any, Literal, Self
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 
 from alertprod.errors import BrokerUnavailable, ConfigError
+from alertprod.stream.client_log import client_log, log_client_error
 from alertprod.stream.consumer import to_received
 from alertprod.stream.errors import translate
 from alertprod.stream.records import Lane, Received
-
-_log = logging.getLogger(__name__)
 
 
 class AlertTail:
@@ -60,10 +58,12 @@ class AlertTail:
             "isolation.level": isolation,
             "enable.partition.eof": True,
             "allow.auto.create.topics": False,
+            "error_cb": log_client_error,
+            "reconnect.backoff.max.ms": 2_000,
             **(options or {}),
         }
         try:
-            self._consumer = Consumer(settings, logger=_log)
+            self._consumer = Consumer(settings, logger=client_log)
         except (KafkaException, ValueError, TypeError) as error:
             raise ConfigError("configuration", "kafka reader", str(error)) from error
         try:
