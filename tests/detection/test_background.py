@@ -8,8 +8,8 @@ from alertprod.detection.background import estimate_background
 def test_level_and_noise_of_a_flat_sky():
     image = np.random.default_rng(1).normal(100.0, 3.0, (256, 320)).astype(np.float32)
     background = estimate_background(image, np.ones(image.shape, dtype=bool), bin_size=64)
-    n = 64 * 64
-    # A median's error is 1.25 sigma / sqrt(n); 20 bins are looked at.
+    n = 32 * 32
+    # A quarter of a bin's pixels are looked at. A median's error is 1.25 sigma / sqrt(n); there are 20 bins.
     assert np.abs(background.level - 100.0).max() < 4.0 * 1.25 * 3.0 / np.sqrt(n)
     # Clipping at three sigmas shortens the scatter by 1 %.
     assert np.abs(background.sigma - 3.0).max() < 4.0 * 1.17 * 3.0 / np.sqrt(n) + 0.03
@@ -34,7 +34,7 @@ def test_sources_are_clipped_away():
     image.reshape(-1)[rng.choice(image.size, image.size // 20, replace=False)] += 500.0
     level = estimate_background(image, np.ones(image.shape, dtype=bool), bin_size=64).level
     # The 5 % that were hit move the median by half of 5 % of a sigma's rank, 0.07 sigma, before the clip removes them.
-    assert np.abs(level).max() < 4.0 * 1.25 / 64.0
+    assert np.abs(level).max() < 4.0 * 1.25 / 32.0
 
 
 def test_masked_pixels_do_not_count_and_masked_bins_borrow():

@@ -4,7 +4,7 @@ from scipy import ndimage, stats
 from scipy.signal import correlate
 
 from alertprod.detection import _loops
-from alertprod.detection.detect import DetectionConfig, make_filter_kernel, _separate, compute_significance, detect
+from alertprod.detection.detect import DetectionConfig, _separate, compute_significance, detect, make_filter_kernel
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
