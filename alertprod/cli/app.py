@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from alertprod import __version__
-from alertprod.cli import alerts, config, demo, difference, run, schemas, send, simulate, templates
+from alertprod.cli.alerts import app as alerts
+from alertprod.cli.config import app as config
+from alertprod.cli.demo_command import demo
+from alertprod.cli.difference import difference
+from alertprod.cli.run import run
+from alertprod.cli.schemas import app as schemas
+from alertprod.cli.send import send
+from alertprod.cli.simulate import simulate
+from alertprod.cli.templates import app as templates
 
 app = typer.Typer(
     name="alertprod",
@@ -31,12 +39,12 @@ def _options(
     pass
 
 
-app.command("run")(run.run)
-app.command("demo")(demo.demo)
-app.command("difference")(difference.difference)
-app.command("send")(send.send)
-app.command("simulate")(simulate.simulate)
-app.add_typer(alerts.app, name="alerts")
-app.add_typer(templates.app, name="templates")
-app.add_typer(config.app, name="config")
-app.add_typer(schemas.app, name="schemas")
+app.command("run")(run)
+app.command("demo")(demo)
+app.command("difference")(difference)
+app.command("send")(send)
+app.command("simulate")(simulate)
+app.add_typer(alerts, name="alerts")
+app.add_typer(templates, name="templates")
+app.add_typer(config, name="config")
+app.add_typer(schemas, name="schemas")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table, vstack
 from astropy.time import Time
 
@@ -20,6 +21,7 @@ from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import ExposureInfo
 from alertprod.images.fits_io import save_exposure
 from alertprod.images.mask import plane_bits
+from alertprod.images.profile import NATIVE_PROFILE, PROFILES_DIRECTORY
 from alertprod.sim.render import Detector, Rendering, Seeing, render_exposure
 from alertprod.sim.scene import Scene, SceneConfig
 
@@ -121,6 +123,17 @@ class Night:
             "n_detectors": config.n_detectors,
             "sent_at_mjd_tai": closed,
         }
+
+    def restamp(self, visit: int, *, shutter_open_mjd_tai: float) -> list[dict[str, Any]]:
+        """Let a visit that was rendered before be taken at another time: rewrite its headers, return its events."""
+        close = shutter_open_mjd_tai + self.config.exposure_time_s / SECONDS_PER_DAY
+        events = []
+        for detector in range(self.config.n_detectors):
+            with fits.open(self.exposure_path(visit, detector), mode="update") as hdus:
+                hdus[0].header["MJD-BEG"] = shutter_open_mjd_tai
+                hdus[0].header["MJD-END"] = close
+            events.append(self.event(visit, detector, shutter_open_mjd_tai=shutter_open_mjd_tai))
+        return events
 
     def tiles(self) -> Iterator[tuple[str, SkyWcs]]:
         """Yield name and WCS of each template tile: one tangent plane cut into overlapping squares."""
@@ -294,10 +307,12 @@ def make_night(
     *,
     processes: int = 2,
     progress: Callable[[int, int, str], None] | None = None,
+    on_templates: Callable[[], None] | None = None,
 ) -> Night:
     """Render a whole night into `directory`.
 
-    Writes ``visits/*.fits``, ``templates/*.fits``, ``truth.ecsv``, ``events.jsonl`` and ``night.json``.
+    Writes ``visits/*.fits``, ``templates/*.fits``, ``truth.ecsv``, ``events.jsonl``, ``night.json``, and the profile
+    of the camera as ``profile.toml``.
 
     Parameters
     ----------
@@ -305,14 +320,18 @@ def make_night(
         Worker processes; results do not depend on it.
     progress
         Called with (done, total, what) after each image.
+    on_templates
+        Called once, when all tiles are there and the exposures are still being rendered.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    native = (PROFILES_DIRECTORY / f"{NATIVE_PROFILE}.toml").read_text(encoding="utf-8")
+    (directory / "profile.toml").write_text(f'{native}\n[ids]\npacker = "rubin"    # visits are YYYYMMDDnnnnn\n')
     night = Night(directory, config)
     tiles = list(night.tiles())
     exposures = [(visit, detector) for visit in range(config.n_visits) for detector in range(config.n_detectors)]
     total = len(tiles) + len(exposures)
     truth: dict[tuple[int, int], Table] = {}
-    done = 0
+    done, n_tiles_left = 0, len(tiles)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=processes, mp_context=context) as pool:
         jobs: dict[Any, tuple[int, int] | None] = {}
@@ -325,6 +344,9 @@ def make_night(
             if key is not None:
                 truth[key] = result
             done += 1
+            n_tiles_left -= key is None
+            if key is None and n_tiles_left == 0 and on_templates is not None:
+                on_templates()
             if progress is not None:
                 progress(done, total, "template tile" if key is None else "exposure")
     tables = [truth[key] for key in exposures if len(truth[key])]

@@ -1,0 +1,5 @@
+"""``python -m alertprod``."""
+
+from alertprod.cli import main
+
+main()

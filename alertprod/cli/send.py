@@ -1,0 +1,134 @@
+"""``alertprod send``: visit-ready events, from files of events or from the headers of images."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alertprod.cli.config import ConfigOption
+from alertprod.cli.console import err, print_json, progress_bar
+from alertprod.config import DaemonConfig, load_config
+from alertprod.errors import BadInputError, InvalidEvent
+
+if TYPE_CHECKING:
+    from alertprod.stream.messages import VisitReady
+
+_IMAGE_SUFFIXES = (".fits", ".fit", ".fz", ".gz")
+
+
+def send(
+    files: Annotated[list[Path], typer.Argument(help="Images (FITS), or events (.json, .jsonl: one a line).")],
+    config: ConfigOption = None,
+    instrument: Annotated[
+        str | None, typer.Option(help="Instrument of the images, as [instruments.NAME] of the configuration.")
+    ] = None,
+    template: Annotated[
+        list[Path] | None, typer.Option(help="Template tile to name in the events; can be repeated.")
+    ] = None,
+    interval_s: Annotated[float, typer.Option(min=0.0, help="Seconds between events.")] = 0.0,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Mark them as replays: no age limit, alerts go to the replay topic.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the events as JSON lines; send nothing.")] = False,
+) -> None:
+    """Send visit-ready events to the daemon's topic; exit status 1 where a file gave none (the others are sent)."""
+    from alertprod.stream.messages import encode_visit_ready
+    from alertprod.stream.producer import AlertProducer
+    from alertprod.stream.records import OutgoingMessage
+
+    loaded = load_config(config)
+    uris = tuple(str(path.resolve()) for path in template) if template else None
+    n_bad = 0
+    events: list[VisitReady] = []
+    for path in files:
+        try:
+            events.extend(_read_events(path, loaded, instrument, uris, replay=replay))
+        except BadInputError as error:
+            n_bad += 1
+            err.print(f"{path}: {error}", markup=False, style="red")
+    if dry_run:
+        for event in events:
+            print_json(event.model_dump(exclude_none=True))
+        raise typer.Exit(1 if n_bad else 0)
+    with (
+        AlertProducer(loaded.kafka.bootstrap_servers, options=loaded.kafka.security) as producer,
+        progress_bar() as progress,
+    ):
+        bar = progress.add_task(f"Sending to {loaded.topics.visit_ready}", total=len(events))
+        for n, event in enumerate(events):
+            if n and interval_s:
+                time.sleep(interval_s)
+            message = OutgoingMessage(topic=loaded.topics.visit_ready, key=event.key, value=encode_visit_ready(event))
+            producer.publish([message])
+            progress.advance(bar)
+    err.print(f"{len(events)} events sent to {loaded.topics.visit_ready}", markup=False)
+    if n_bad:
+        raise typer.Exit(1)
+
+
+def _read_events(
+    path: Path, config: DaemonConfig, instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
+) -> "Iterator[VisitReady]":
+    """Yield the events of a file of events, or the one of an image."""
+    from alertprod.stream.messages import decode_visit_ready
+
+    if path.name.endswith(_IMAGE_SUFFIXES):
+        yield _make_event(path, config, instrument, templates, replay=replay)
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidEvent("(file)", str(error)) from error
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    for line in lines:
+        if not line.strip():
+            continue
+        event = decode_visit_ready(line.encode())
+        yield event.model_copy(update={"replay": True}) if replay else event
+
+
+def _make_event(
+    path: Path, config: DaemonConfig, instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
+) -> "VisitReady":
+    """Make the event of an image from its header, read through the instrument's profile."""
+    from alertprod.images.fits_io import read_facts
+    from alertprod.images.profile import load_profile
+    from alertprod.service.clock import Clock
+    from alertprod.stream.messages import decode_visit_ready
+
+    name = instrument or (next(iter(config.instruments)) if len(config.instruments) == 1 else None)
+    if name is None or name not in config.instruments:
+        known = ", ".join(config.instruments) or "none"
+        raise InvalidEvent("instrument", f"{name!r} is not configured; --instrument takes one of: {known}")
+    header = read_facts(path, load_profile(config.instruments[name].profile))
+    info = header.info
+    close = info.shutter_close_mjd_tai
+    if close is None and info.shutter_open_mjd_tai is not None and info.exposure_time_s is not None:
+        close = info.shutter_open_mjd_tai + info.exposure_time_s / 86400.0
+    ra, dec = info.ra_deg, info.dec_deg
+    if (ra is None or dec is None) and header.wcs is not None:
+        ra, dec = header.wcs.compute_center(header.shape)
+    fields = {
+        "instrument": name,
+        "visit": info.visit,
+        "detector": info.detector,
+        "band": info.band,
+        "physical_filter": info.physical_filter,
+        "shutter_open_mjd_tai": info.shutter_open_mjd_tai,
+        "shutter_close_mjd_tai": close,
+        "exposure_time_s": info.exposure_time_s,
+        "ra_deg": ra,
+        "dec_deg": dec,
+        "rotation_deg": info.rotation_deg,
+        "calexp_uri": str(path.resolve()),
+        "template_uris": templates,
+        "observation_reason": info.observation_reason,
+        "target_name": info.target_name,
+        "sent_at_mjd_tai": Clock().mjd_tai(),
+        "replay": replay,
+    }
+    # What the header does not say is missing in the event, and the event's own rules name the field.
+    return decode_visit_ready(json.dumps({key: value for key, value in fields.items() if value is not None}).encode())
