@@ -73,8 +73,8 @@ class OutboxFile:
     Parameters
     ----------
     uri
-        With protocol and absolute path, however the outbox is spelled in a configuration: `clean_outbox` knows by it
-        what must stay.
+        An absolute path, or a URI with its protocol, however the outbox is spelled in a configuration: `clean_outbox`
+        knows by it what must stay.
     sha256
         Over the values in order, hexadecimal.
     """
@@ -137,7 +137,7 @@ def write_outbox(uri: str, messages: Iterable[OutboxMessage]) -> OutboxFile:
             with filesystem.open(path, "wb") as file:  # object stores show a file when it is closed, and only whole
                 n_bytes = _write_stream(file, messages, digests)
     return OutboxFile(
-        uri=filesystem.unstrip_protocol(path),
+        uri=_one_spelling(filesystem, path),
         sha256=digests.values.hexdigest(),
         n_messages=digests.count,
         n_bytes=n_bytes,
@@ -218,7 +218,7 @@ def clean_outbox(
         for name, info in found.items()
         if _OURS.fullmatch(name.rpartition("/")[2])
     )
-    uris = {name: str(filesystem.unstrip_protocol(name)) for _, name, _ in files}
+    uris = {name: _one_spelling(filesystem, name) for _, name, _ in files}
     states = states_of(list(uris.values()))
     total = sum(size for _, _, size in files)
     removed, removed_bytes = 0, 0
@@ -344,6 +344,10 @@ def _translated_errors(uri: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{uri}: {error}") from error
         raise StoreUnavailable(f"{uri}: {error}") from error
+
+
+def _one_spelling(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    return path if isinstance(filesystem, LocalFileSystem) else str(filesystem.unstrip_protocol(path))
 
 
 def _make_folder(folder: Path) -> None:

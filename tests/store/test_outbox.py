@@ -203,7 +203,7 @@ def put(root, name, *, age_s, size=100, now=1e9):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(size))
     os.utime(path, (now - age_s, now - age_s))
-    return f"file://{path}"
+    return str(path)
 
 
 def clean(root, states, *, max_age_s=30 * DAY_S, max_bytes=10**9):
