@@ -52,9 +52,10 @@ class StampEquations:
         The same sums with each pixel's own variance, for the residuals in units of the noise.
     mean_row, mean_target, n_pixels
         Sums of the design and of the data over the noise, and the number of pixels.
-    own_sum, own_sum_error, own_mean, own_rms
-        Of the kernel that each star asks for by itself: its sum and the error of that, mean and rms of its residuals in
-        units of the noise. NaN where there is no such kernel.
+    own_sum, own_sum_error
+        The flux ratio that each star asks for by itself, and its error; NaN where it has no light to ask with.
+    own_mean, own_rms
+        Of the residuals that a kernel of its own leaves, in units of the noise.
     """
 
     index: IntArray
@@ -171,35 +172,44 @@ def _build_batch(
 
 
 def _solve_own(equations: StampEquations, basis: KernelBasis, flux_ratio: float) -> None:
-    """Solve each star for its own kernel and fill in the ``own_`` columns.
+    """Solve each star by itself and fill in the ``own_`` columns.
 
     Notes
     -----
-    The noise of the convolved image is taken out of the kernel sum's equation and left in the others, where it keeps
-    what a star cannot tell at the first basis kernel's shape.
+    Residuals are those of a kernel of its own shape, which the noise of the convolved image, left in the matrix, keeps
+    near the leading shape. The kernel sum is asked for with the leading shape alone: a free shape leaves the wings
+    to the noise, and the sum with them.
     """
     n_basis = len(basis)
-    matrix = equations.matrix.copy()
-    noise = equations.noise[:, None] * basis.gram[0]
-    matrix[:, 0, :n_basis] -= noise
-    matrix[:, 1:n_basis, 0] -= noise[:, 1:]
+    matrix, vector = equations.matrix.copy(), equations.vector
+    matrix[:, 0, 0] -= equations.noise * basis.first_power
+    with_sky = np.r_[0, np.arange(n_basis, matrix.shape[1])]
+    sums, errors = _solve_first(matrix[:, with_sky[:, None], with_sky], vector[:, with_sky])
+    matrix[:, 0, 1:n_basis] -= equations.noise[:, None] * basis.gram[0, 1:]
+    matrix[:, 1:n_basis, 0] = matrix[:, 0, 1:n_basis]
     matrix[:, :n_basis, :n_basis] += basis.compute_prior(flux_ratio)
-    diagonal = np.einsum("nii->ni", matrix)
-    usable = np.all((diagonal > 0) & np.isfinite(diagonal), axis=1) & np.all(np.isfinite(equations.vector), axis=1)
-    scale = np.sqrt(np.where(usable[:, None], diagonal, 1.0))
-    matrix /= scale[:, :, None] * scale[:, None, :]
-    matrix[~usable] = np.eye(matrix.shape[1])
-    matrix += _RIDGE * np.eye(matrix.shape[1])
-    right = np.zeros((*equations.vector.shape, 2))
-    right[:, :, 0] = np.where(usable[:, None], equations.vector, 0.0) / scale
-    # The second column gives the first element of the inverse: all flux is in the first basis kernel.
-    right[:, 0, 1] = 1.0
-    solved = np.linalg.solve(matrix, right)
-    usable &= solved[:, 0, 1] > 0
-    coefficients = np.where(usable[:, None], solved[:, :, 0] / scale, np.nan)
-    equations.own_sum = coefficients[:, 0]
-    equations.own_sum_error = np.where(usable, np.sqrt(np.maximum(solved[:, 0, 1], 0.0)) / scale[:, 0], np.nan)
+    usable = np.isfinite(sums)
+    coefficients = np.full(vector.shape, np.nan)
+    if usable.any():
+        scale = np.sqrt(np.maximum(np.einsum("nii->ni", matrix[usable]), np.finfo(float).tiny))
+        scaled = matrix[usable] / (scale[:, :, None] * scale[:, None, :]) + _RIDGE * np.eye(matrix.shape[1])
+        coefficients[usable] = np.linalg.solve(scaled, (vector[usable] / scale)[:, :, None])[:, :, 0] / scale
+    equations.own_sum, equations.own_sum_error = sums, errors
     equations.own_mean, equations.own_rms = equations.measure_residuals(coefficients)
+
+
+def _solve_first(matrix: FloatArray, vector: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the first unknown of each small system and its error; NaN where the system has no good solution."""
+    diagonal = np.einsum("nii->ni", matrix)
+    usable = np.all((diagonal > 0) & np.isfinite(diagonal), axis=1) & np.all(np.isfinite(vector), axis=1)
+    scale = np.sqrt(np.where(usable[:, None], diagonal, 1.0))
+    scaled = matrix / (scale[:, :, None] * scale[:, None, :])
+    scaled[~usable] = np.eye(matrix.shape[1])
+    inverse = np.linalg.inv(scaled + _RIDGE * np.eye(matrix.shape[1]))[:, 0]
+    usable &= inverse[:, 0] > 0
+    first = (inverse * np.where(usable[:, None], vector, 0.0) / scale).sum(axis=1) / scale[:, 0]
+    error = np.sqrt(np.maximum(inverse[:, 0], 0.0)) / scale[:, 0]
+    return np.where(usable, first, np.nan), np.where(usable, error, np.nan)
 
 
 def estimate_flux_ratio(candidates: CandidateList, indices: IntArray) -> float:
