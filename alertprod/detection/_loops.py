@@ -317,3 +317,62 @@ def clipped_medians(
                     break
                 first, last = new_first, new_last
     return level, sigma, number
+
+
+@njit(cache=True, nogil=True)
+def grow_cosmic_rays(
+    image: FloatArray,
+    variance: FloatArray,
+    usable: BoolArray,
+    ratios: FloatArray,
+    min_sigma: float,
+    psf_factor: float,
+    noise_factor: float,
+    hits: BoolArray,
+    neighbours_only: bool,  # noqa: FBT001 -- compiled functions know no keywords
+) -> int:
+    """Mark in `hits` pixels too sharp for a star; return how many were added.
+
+    A pixel is compared with the means of its four pairs of opposite neighbours (columns, rows, diagonals), of which a
+    star gives at least `ratios` times the pixel. With `neighbours_only` just pixels touching a hit are looked at, and
+    hits count as sky.
+    """
+    ny, nx = image.shape
+    steps = ((0, 1), (1, 0), (1, 1), (1, -1))
+    added = np.zeros(hits.shape, dtype=np.bool_) if neighbours_only else hits
+    count = 0
+    for y in range(1, ny - 1):
+        for x in range(1, nx - 1):
+            if not usable[y, x] or hits[y, x]:
+                continue
+            p, v = image[y, x], variance[y, x]
+            if not p > min_sigma * np.sqrt(v):
+                continue
+            if neighbours_only:
+                touching = False
+                for dy in range(-1, 2):
+                    for dx in range(-1, 2):
+                        touching |= hits[y + dy, x + dx]
+                if not touching:
+                    continue
+            for k in range(4):
+                dy, dx = steps[k]
+                mean, noise = 0.0, 0.0
+                known = True
+                for s in (-1, 1):
+                    row, column = y + s * dy, x + s * dx
+                    if neighbours_only and hits[row, column]:
+                        continue
+                    known &= usable[row, column]
+                    mean += 0.5 * image[row, column]
+                    noise += 0.25 * variance[row, column]
+                limit = psf_factor * ratios[k]
+                if known and limit * p > mean + noise_factor * np.sqrt(noise + limit * limit * v):
+                    added[y, x] = True
+                    count += 1
+                    break
+    if neighbours_only and count:
+        for y in range(ny):
+            for x in range(nx):
+                hits[y, x] |= added[y, x]
+    return count
