@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.table import Table
@@ -164,7 +165,7 @@ def _conclude(directory: Path, night: Night, listener: Listener, problems: list[
         files["light curves"] = directory / "light_curves.png"
         files["cutout triplets"] = directory / "triplets.png"
         save_light_curves(packets, files["light curves"])
-        save_triplets(packets, files["cutout triplets"])
+        save_triplets(_best_of_each_object(packets), files["cutout triplets"])
     latencies = listener.latencies_s or [float("nan")]
     outcomes: Counter[str] = Counter(summary.outcome for summary in listener.summaries.values())
     return DemoResult(
@@ -184,6 +185,14 @@ def _conclude(directory: Path, night: Night, listener: Listener, problems: list[
         files={name: str(path) for name, path in files.items()},
         problems=problems,
     )
+
+
+def _best_of_each_object(packets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each object's most significant alert."""
+    best: dict[int, dict[str, Any]] = {}
+    for packet in sorted(packets, key=lambda packet: packet["diaSource"]["snr"]):
+        best[packet["diaSource"]["diaObjectId"]] = packet
+    return list(best.values())
 
 
 def _label(low: float, high: float) -> str:

@@ -24,7 +24,8 @@ def demo(
     where an exposure was not published, an alert was lost, or the daemon did not stop cleanly.
     """
     from alertprod.cli.demo import run_demo
+    from alertprod.service.clock import Clock
     from alertprod.sim.night import NightConfig
 
-    config = NightConfig(seed=seed, n_visits=visits, n_detectors=detectors, size=size)
+    config = NightConfig(seed=seed, n_visits=visits, n_detectors=detectors, size=size, start_mjd_tai=Clock().mjd_tai())
     raise typer.Exit(run_demo(directory, config, as_json=as_json))

@@ -51,20 +51,28 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
         Records of the topic of visit summaries; ``counts``, ``stage_seconds`` and ``figures`` may lack any key.
     """
     summaries = list(summaries)
-    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, show_footer=len(summaries) > 1)
+    # 80 columns hold it with the longest outcome.
+    table = Table(
+        title=title,
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        show_footer=len(summaries) > 1,
+        padding=(0, 1),
+        pad_edge=False,
+    )
     n_alerts = sum(summary["n_alerts"] for summary in summaries)
     n_new = sum(summary["counts"].get("new_objects", 0) for summary in summaries)
-    seconds = sum(sum(summary["stage_seconds"].values()) for summary in summaries)
-    table.add_column("visit", justify="right", footer=f"{len(summaries)} exposures")
+    seconds = sum(_work_seconds(summary) for summary in summaries)
+    table.add_column("visit", justify="right", footer=f"{len(summaries)} in all", no_wrap=True)
     table.add_column("det", justify="right")
     table.add_column("band")
     table.add_column("outcome")
-    table.add_column("alerts", justify="right", footer=str(n_alerts))
-    table.add_column("new", justify="right", footer=str(n_new))
+    table.add_column("alerts", justify="right", footer=str(n_alerts), no_wrap=True)
+    table.add_column("new", justify="right", footer=str(n_new), no_wrap=True)
     table.add_column("kernel sum", justify="right")
     table.add_column("pull width", justify="right")
     table.add_column("work s", justify="right", footer=f"{seconds:.1f}")
-    table.add_column("latency s", justify="right")
+    table.add_column("late by s", justify="right")
     for summary in summaries:
         outcome, reason = summary["outcome"], summary["reason"]
         style = {"published": "green", "dead_lettered": "red"}.get(outcome, "yellow")
@@ -77,10 +85,16 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
             _text(summary["counts"].get("new_objects")),
             _number(summary["figures"].get("kernel_sum"), ".4f"),
             _number(summary["figures"].get("pull_width"), ".3f"),
-            _number(sum(summary["stage_seconds"].values()), ".2f"),
+            _number(_work_seconds(summary), ".2f"),
             _number(summary["latency_s"], ".1f"),
         )
     return table
+
+
+def _work_seconds(summary: Mapping[str, Any]) -> float:
+    """Return a worker's time on an exposure: ``compute``, which holds the other stages, or their sum."""
+    stages = summary["stage_seconds"]
+    return float(stages["compute"] if "compute" in stages else sum(stages.values()))
 
 
 def _text(value: Any) -> str:

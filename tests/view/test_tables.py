@@ -42,9 +42,9 @@ def test_exposures_are_summed_up():
     assert "skipped (no_template_coverage)" in text
     assert "1.0123" in text
     assert "1.75" in text
-    (totals,) = (line for line in text.splitlines() if "2 exposures" in line)
-    assert totals.split() == ["2", "exposures", "6", "4", "3.5"]
+    (totals,) = (line for line in text.splitlines() if "2 in all" in line)
+    assert totals.split() == ["2", "in", "all", "6", "4", "3.5"]
 
 
 def test_one_exposure_needs_no_totals():
-    assert "exposures" not in render(make_exposures_table([summary(1)]))
+    assert "in all" not in render(make_exposures_table([summary(1)]))
