@@ -43,7 +43,8 @@ def find_cosmic_rays(
     Parameters
     ----------
     masked_image
-        Background-free image and its variance; a difference, or a calibrated exposure.
+        Background-free image and its variance: best an exposure before it is matched. On a difference the residuals
+        in the cores of bright stars are as sharp as cosmic rays, and are taken for them.
     psf
         Its point spread function; its image at `average_position` is the sharpest that a star is taken to be.
     config
