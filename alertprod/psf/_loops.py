@@ -8,32 +8,42 @@ from alertprod._typing import FloatArray
 
 @numba.njit(cache=True, nogil=True)
 def resample_stamp(
-    stamp: FloatArray,
-    column_weights: FloatArray,
-    row_weights: FloatArray,
-    columns: FloatArray,
-    rows: FloatArray,
+    stamp: FloatArray, jacobian: FloatArray, x: float, y: float, dx: float, dy: float, size: int, table: FloatArray
 ) -> FloatArray:
-    """Interpolate a stamp at a list of points; pixels off the stamp count as 0.
+    """Interpolate a stamp on a grid of pixels; what lies off the stamp counts as 0.
 
     Parameters
     ----------
     stamp
         float64, shape ``(ny, nx)``.
-    column_weights, row_weights
-        float64, shape ``(n, taps)``: kernel weights of each point along x and y.
-    columns, rows
-        int64, shape ``(n,)``: first pixel of each point's kernel.
+    jacobian
+        d(stamp x, y)/d(pixel x, y), shape ``(2, 2)``.
+    x, y
+        Position on the stamp of the point that lies `dx`, `dy` pixels off the middle pixel.
+    table
+        Kernel weights by fraction of a pixel, shape ``(n_entries, taps)``.
     """
     ny, nx = stamp.shape
-    n, taps = column_weights.shape
-    values = np.zeros(n)
-    for k in range(n):
-        total = 0.0
-        for j in range(max(0, -rows[k]), min(taps, ny - rows[k])):
-            row = 0.0
-            for i in range(max(0, -columns[k]), min(taps, nx - columns[k])):
-                row += column_weights[k, i] * stamp[rows[k] + j, columns[k] + i]
-            total += row_weights[k, j] * row
-        values[k] = total
-    return values
+    n_entries, taps = table.shape
+    half = size // 2
+    image = np.zeros((size, size))
+    for row in range(size):
+        v = row - half - dy
+        for column in range(size):
+            u = column - half - dx
+            x_here = x + jacobian[0, 0] * u + jacobian[0, 1] * v
+            y_here = y + jacobian[1, 0] * u + jacobian[1, 1] * v
+            # The table rounds as that of a warp does: within half an entry of a pixel's centre is on it.
+            steps_x = int(np.floor(x_here * n_entries + 0.5))
+            steps_y = int(np.floor(y_here * n_entries + 0.5))
+            first_column = steps_x // n_entries - taps // 2 + 1
+            first_row = steps_y // n_entries - taps // 2 + 1
+            weights_x, weights_y = table[steps_x % n_entries], table[steps_y % n_entries]
+            total = 0.0
+            for j in range(max(0, -first_row), min(taps, ny - first_row)):
+                line = 0.0
+                for i in range(max(0, -first_column), min(taps, nx - first_column)):
+                    line += weights_x[i] * stamp[first_row + j, first_column + i]
+                total += weights_y[j] * line
+            image[row, column] = total
+    return image

@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.signal import convolve
 
 from alertprod._typing import FloatArray
-from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights
+from alertprod.psf._lanczos import kernel_table
 from alertprod.psf._loops import resample_stamp
 from alertprod.psf.model import PointSpreadFunction
 
@@ -96,27 +96,17 @@ class WarpedPsf(PointSpreadFunction):
             msg = f"x {x:.1f}, y {y:.1f} does not map to the source grid"
             raise ValueError(msg)
         stamp, box = self._psf.compute_stellar_image(x=x_source, y=y_source)
-        jacobian = self._mapping.compute_jacobian(x=x, y=y)
-        half = self._size // 2
-        steps = np.arange(-half, half + 1, dtype=float)
-        u, v = np.broadcast_arrays(steps[None, :] - dx, steps[:, None] - dy)
-        columns = x_source - box.x_min + jacobian[0, 0] * u + jacobian[0, 1] * v
-        rows = y_source - box.y_min + jacobian[1, 0] * u + jacobian[1, 1] * v
-        image = _interpolate(stamp, x=columns.ravel(), y=rows.ravel(), kernel=self._kernel).reshape(u.shape)
+        image = resample_stamp(
+            np.ascontiguousarray(stamp, dtype=np.float64),
+            np.ascontiguousarray(self._mapping.compute_jacobian(x=x, y=y), dtype=np.float64),
+            x_source - box.x_min,
+            y_source - box.y_min,
+            dx,
+            dy,
+            self._size,
+            kernel_table(self._kernel),
+        )
         return image / image.sum()
-
-
-def _interpolate(stamp: FloatArray, *, x: FloatArray, y: FloatArray, kernel: str) -> FloatArray:
-    radius = KERNEL_RADII[kernel]
-    # A point within rounding of a pixel centre must not become one a whole pixel before it.
-    column, row = np.floor(x + 1e-9), np.floor(y + 1e-9)
-    return resample_stamp(
-        np.ascontiguousarray(stamp),
-        kernel_weights(np.maximum(x - column, 0.0), kernel),
-        kernel_weights(np.maximum(y - row, 0.0), kernel),
-        column.astype(np.int64) - radius + 1,
-        row.astype(np.int64) - radius + 1,
-    )
 
 
 class MosaicPsf(PointSpreadFunction):

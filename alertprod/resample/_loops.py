@@ -305,10 +305,15 @@ def accumulate_tile(
     sum_variance: FloatArray,
     sum_weight: FloatArray,
     or_mask: IntArray,
+    x_min: int,
+    y_min: int,
     block: int,
     block_weight: FloatArray,
 ) -> None:
-    """Add a tile, times `scale`, with weight ``variance ** -0.5``; adds its mean weight per block too."""
+    """Add a tile, times `scale`, with weight ``variance ** -0.5``; adds its mean weight per block too.
+
+    The tile's first pixel is `x_min`, `y_min` of the sums, which start block (0, 0) at their own first pixel.
+    """
     ny, nx = image.shape
     for y in range(ny):
         for x in range(nx):
@@ -317,11 +322,12 @@ def accumulate_tile(
                 continue
             noise *= scale * scale
             weight = 1.0 / np.sqrt(noise)
-            sum_image[y, x] += weight * value * scale
-            sum_variance[y, x] += weight * noise
-            sum_weight[y, x] += weight
-            or_mask[y, x] |= mask[y, x]
-            block_weight[y // block, x // block] += weight / (block * block)
+            row, column = y + y_min, x + x_min
+            sum_image[row, column] += weight * value * scale
+            sum_variance[row, column] += weight * noise
+            sum_weight[row, column] += weight
+            or_mask[row, column] |= mask[y, x]
+            block_weight[row // block, column // block] += weight / (block * block)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,10 +4,13 @@ World coordinates cost a microsecond a point; an image has 10^7. The lattice is 
 error, measured against the full transformation between the nodes, is within a stated bound.
 """
 
+import copy
+
 import numpy as np
 from scipy.interpolate import RectBivariateSpline
 
 from alertprod._typing import FloatArray
+from alertprod.geometry.box import Box
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, separation_arcsec
 from alertprod.geometry.wcs import SkyWcs
 
@@ -167,6 +170,42 @@ class PixelMapping:
         return np.array(
             [[x_ends[0] - x_ends[1], x_ends[2] - x_ends[3]], [y_ends[0] - y_ends[1], y_ends[2] - y_ends[3]]]
         ) / (2.0 * half)
+
+    def crop_to_source(self, source_shape: tuple[int, int]) -> tuple[Box, "PixelMapping"] | None:
+        """Return the part of the mapping that matters for a source image.
+
+        Returns
+        -------
+        tuple or None
+            A box of target pixels outside which none lies on the source, and the mapping of its pixels, the
+            first of which becomes (0, 0). None where no pixel does.
+        """
+        ny, nx = source_shape
+        corners = [
+            np.stack([nodes[:-1, :-1], nodes[1:, :-1], nodes[:-1, 1:], nodes[1:, 1:]])
+            for nodes in (self._x_nodes, self._y_nodes)
+        ]
+        # A cell that maps nowhere has NaN in a corner, and so in its extremes, which compare as False.
+        (x_low, y_low), (x_high, y_high) = ([c.min(axis=0) for c in corners], [c.max(axis=0) for c in corners])
+        meets = (x_high >= -0.5) & (x_low <= nx - 0.5) & (y_high >= -0.5) & (y_low <= ny - 0.5)
+        rows, columns = np.flatnonzero(meets.any(axis=1)), np.flatnonzero(meets.any(axis=0))
+        if rows.size == 0:
+            return None
+        box = Box(
+            x_min=int(columns[0]) * self._step,
+            y_min=int(rows[0]) * self._step,
+            x_max=min((int(columns[-1]) + 1) * self._step, self._shape[1]),
+            y_max=min((int(rows[-1]) + 1) * self._step, self._shape[0]),
+        )
+        if box.area == 0:
+            return None
+        part = copy.copy(self)
+        nodes_inside = slice(rows[0], rows[-1] + 2), slice(columns[0], columns[-1] + 2)
+        part._x_nodes = self._x_nodes[nodes_inside]  # noqa: SLF001  one of this class
+        part._y_nodes = self._y_nodes[nodes_inside]  # noqa: SLF001  one of this class
+        part._area_nodes = self._area_nodes[nodes_inside]  # noqa: SLF001  one of this class
+        part._shape = box.shape  # noqa: SLF001  one of this class
+        return box, part
 
     def _interpolate(self, nodes: FloatArray, x: FloatArray, y: FloatArray) -> FloatArray:
         u, v = x / self._step, y / self._step

@@ -5,26 +5,28 @@ from dataclasses import replace
 
 import numpy as np
 
+from alertprod._typing import FloatArray
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import MosaicPsf
 from alertprod.resample._loops import accumulate_tile, finish_merge
+from alertprod.resample.warp import WarpedTile
 
 _BLOCK = 32
 """Pixels of a side of the blocks in which the PSF remembers who contributed: about the size of a PSF image."""
 
 
-def merge_tiles(tiles: Iterable[Exposure]) -> Exposure:
+def merge_tiles(tiles: Iterable[Exposure | WarpedTile]) -> Exposure:
     """Merge exposures of one grid into one.
 
     Parameters
     ----------
     tiles
-        Warped tiles with planes of one shape and one band; taken one after the other, so that a generator
-        that warps them needs the memory of one. Pixels with NO_DATA, not finite, or without a positive finite
-        variance do not count.
+        Warped tiles of one grid and one band, whole images or the boxes they cover; taken one after the other,
+        so that a generator that warps them needs the memory of one. Pixels with NO_DATA, not finite, or without
+        a positive finite variance do not count.
 
     Returns
     -------
@@ -44,61 +46,80 @@ def merge_tiles(tiles: Iterable[Exposure]) -> Exposure:
     one survey show the same data twice, so variances are averaged and not added as of independent images; and
     a softer weight than 1/V leaves smaller steps at tile borders. The mask is that of all contributors.
     """
-    first: Exposure | None = None
-    planes: MaskedImage | None = None
-    sum_weight = np.empty((0, 0), dtype=np.float32)
-    psfs: list[PointSpreadFunction | None] = []
-    block_weights = []
-    is_nominal = False
-    no_data = plane_bits("NO_DATA")
+    sums: _Sums | None = None
     for tile in tiles:
-        if first is None or planes is None:
-            first = tile
-            planes = MaskedImage(
-                np.zeros(tile.shape, dtype=np.float32),
-                np.zeros(tile.shape, dtype=np.int32),
-                np.zeros(tile.shape, dtype=np.float32),
-            )
-            sum_weight = np.zeros(tile.shape, dtype=np.float32)
-        if tile.shape != planes.shape or tile.info.band != first.info.band:
-            msg = (
-                f"tiles of shape {tile.shape}, band {tile.info.band} and shape {planes.shape}, band {first.info.band}"
-                " cannot be merged"
-            )
+        part = tile if isinstance(tile, WarpedTile) else WarpedTile(exposure=tile, box=tile.box, shape=tile.shape)
+        sums = _Sums(part) if sums is None else sums
+        sums.add(part)
+    if sums is None:
+        msg = "no tiles to merge"
+        raise ValueError(msg)
+    return sums.finish()
+
+
+class _Sums:
+    """Weighted sums of the tiles so far; `first` gives shape, units and facts."""
+
+    def __init__(self, first: WarpedTile) -> None:
+        self._first = first.exposure
+        self._planes = MaskedImage(
+            np.zeros(first.shape, dtype=np.float32),
+            np.zeros(first.shape, dtype=np.int32),
+            np.zeros(first.shape, dtype=np.float32),
+        )
+        self._weight = np.zeros(first.shape, dtype=np.float32)
+        self._psfs: list[PointSpreadFunction | None] = []
+        self._block_weights: list[FloatArray] = []
+        self._is_nominal = False
+
+    def add(self, tile: WarpedTile) -> None:
+        """Add a tile.
+
+        Raises
+        ------
+        ValueError
+            Raised if its shape or band is not the first one's.
+        """
+        exposure, shape, band = tile.exposure, self._planes.shape, self._first.info.band
+        if tile.shape != shape or exposure.info.band != band:
+            msg = f"tiles of shape {tile.shape}, band {exposure.info.band} and shape {shape}, band {band} cannot be merged"
             raise ValueError(msg)
-        blocks = np.zeros([-(-length // _BLOCK) for length in tile.shape], dtype=np.float32)
+        blocks = np.zeros([-(-length // _BLOCK) for length in shape], dtype=np.float32)
         accumulate_tile(
-            np.ascontiguousarray(tile.image, dtype=np.float32),
-            np.ascontiguousarray(tile.mask, dtype=np.int32),
-            np.ascontiguousarray(tile.variance, dtype=np.float32),
-            tile.photo_calib.njy_per_count / first.photo_calib.njy_per_count,
-            no_data,
-            planes.image,
-            planes.variance,
-            sum_weight,
-            planes.mask,
+            np.ascontiguousarray(exposure.image, dtype=np.float32),
+            np.ascontiguousarray(exposure.mask, dtype=np.int32),
+            np.ascontiguousarray(exposure.variance, dtype=np.float32),
+            exposure.photo_calib.njy_per_count / self._first.photo_calib.njy_per_count,
+            plane_bits("NO_DATA"),
+            self._planes.image,
+            self._planes.variance,
+            self._weight,
+            self._planes.mask,
+            tile.box.x_min,
+            tile.box.y_min,
             _BLOCK,
             blocks,
         )
-        is_nominal |= tile.photo_calib.is_nominal
+        self._is_nominal |= exposure.photo_calib.is_nominal
         if blocks.any():
-            psfs.append(tile.psf)
-            block_weights.append(blocks)
-    if first is None or planes is None:
-        msg = "no tiles to merge"
-        raise ValueError(msg)
-    finish_merge(planes.image, planes.variance, sum_weight, planes.mask, no_data)
-    return replace(
-        first,
-        masked_image=planes,
-        psf=_merge_psfs(psfs, np.array(block_weights), planes.shape),
-        photo_calib=replace(first.photo_calib, is_nominal=is_nominal),
-        info=replace(first.info),
-    )
+            self._psfs.append(exposure.psf)
+            self._block_weights.append(blocks)
+
+    def finish(self) -> Exposure:
+        """Return the means; the sums are gone then."""
+        planes = self._planes
+        finish_merge(planes.image, planes.variance, self._weight, planes.mask, plane_bits("NO_DATA"))
+        return replace(
+            self._first,
+            masked_image=planes,
+            psf=_merge_psfs(self._psfs, np.array(self._block_weights), planes.shape),
+            photo_calib=replace(self._first.photo_calib, is_nominal=self._is_nominal),
+            info=replace(self._first.info),
+        )
 
 
 def _merge_psfs(
-    psfs: list[PointSpreadFunction | None], weights: np.ndarray, shape: tuple[int, int]
+    psfs: list[PointSpreadFunction | None], weights: FloatArray, shape: tuple[int, int]
 ) -> PointSpreadFunction | None:
     known = [psf for psf in psfs if psf is not None]
     if not known or len(known) < len(psfs):

@@ -6,23 +6,21 @@ noise of a warped image is correlated, and summing its variance over an area und
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from alertprod._typing import FloatArray
+from alertprod.geometry.box import Box
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
-from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights
+from alertprod.psf._lanczos import KERNEL_RADII, kernel_table
 from alertprod.psf.transformed import WarpedPsf
 from alertprod.resample._loops import map_near, prepare_source, warp_rows
 from alertprod.resample.mapping import PixelMapping
-
-_TABLE_ENTRIES = 4096
-"""Steps of the kernel table within a pixel: positions are good to 1.2e-4 pixels, 5e-5 of a star's peak."""
 
 _LEAST_WEIGHT = 0.01
 """Source pixels of less weight do not pass on their mask: what they have wrong arrives a hundredfold weaker."""
@@ -83,7 +81,14 @@ def warp_masked_image(
         raise ValueError(msg)
     result = MaskedImage.empty(mapping.shape)
     no_data = plane_bits("NO_DATA")
+    rows = _source_rows(source, mapping, KERNEL_RADII[kernel])
+    if rows is None:
+        return result
+    source = MaskedImage(source.image[rows], source.mask[rows], source.variance[rows])
     shape = source.shape
+    # Copies, so that the loop is compiled for one kind of array: writable and contiguous.
+    x_nodes, y_nodes, area_nodes = (np.array(nodes, order="C") for nodes in mapping.nodes)
+    y_nodes -= rows.start
     image, variance = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     flags = np.empty(shape, dtype=np.int32)
     near = np.zeros(shape, dtype=np.uint8)
@@ -97,9 +102,11 @@ def warp_masked_image(
             variance,
             flags,
             near,
-            *mapping.nodes,
+            x_nodes,
+            y_nodes,
+            area_nodes,
             mapping.step,
-            _kernel_table(kernel),
+            _padded_table(kernel),
             2 * KERNEL_RADII[kernel],
             _LEAST_WEIGHT,
             _GREATEST_LOSS,
@@ -159,10 +166,82 @@ def warp_exposure(
         wcs, template.wcs, shape, max_error_pixels=max_error_pixels, source_shape=template.shape
     )
     planes = warp_masked_image(template.masked_image, mapping, kernel=kernel, n_threads=n_threads)
-    psf = None
-    if template.psf is not None:
-        psf = WarpedPsf(template.psf, mapping, average_position=_middle(planes, mapping), kernel=kernel)
+    psf = _warp_psf(template, mapping, planes, kernel, x_min=0, y_min=0)
     return replace(template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarpedTile:
+    """An exposure on the target grid, of which only a box was computed.
+
+    Parameters
+    ----------
+    exposure
+        Planes of the box's pixels; `wcs` and `psf` are those of the whole target grid.
+    box
+        Where they are on it.
+    shape
+        Rows and columns of the target grid.
+    """
+
+    exposure: Exposure
+    box: Box
+    shape: tuple[int, int]
+
+
+def warp_tile(
+    template: Exposure,
+    wcs: SkyWcs,
+    shape: tuple[int, int],
+    *,
+    kernel: str = "lanczos3",
+    max_error_pixels: float = 1e-3,
+    n_threads: int = 1,
+) -> WarpedTile | None:
+    """Warp an exposure as `warp_exposure` does, but only the box it covers; None where it covers nothing.
+
+    A tile in the corner of the target costs its own size, in time and memory.
+    """
+    if template.wcs is None:
+        msg = "the exposure to warp has no world coordinates"
+        raise ValueError(msg)
+    mapping = PixelMapping.between(
+        wcs, template.wcs, shape, max_error_pixels=max_error_pixels, source_shape=template.shape
+    )
+    cropped = mapping.crop_to_source(template.shape)
+    if cropped is None:
+        return None
+    box, part = cropped
+    planes = warp_masked_image(template.masked_image, part, kernel=kernel, n_threads=n_threads)
+    psf = _warp_psf(template, mapping, planes, kernel, x_min=box.x_min, y_min=box.y_min)
+    exposure = replace(template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info))
+    return WarpedTile(exposure=exposure, box=box, shape=shape)
+
+
+def _warp_psf(
+    template: Exposure, mapping: PixelMapping, planes: MaskedImage, kernel: str, *, x_min: int, y_min: int
+) -> WarpedPsf | None:
+    """Return the PSF on the target grid, with the centre of the pixels that have data for its position."""
+    if template.psf is None:
+        return None
+    # On a lattice, because a tile may cover a corner only, and its PSF is of no interest elsewhere.
+    every = mapping.step
+    rows, columns = np.nonzero((planes.mask[::every, ::every] & plane_bits("NO_DATA")) == 0)
+    x, y = (mapping.shape[1] - 1) / 2, (mapping.shape[0] - 1) / 2
+    if rows.size:
+        x, y = float(columns.mean() * every) + x_min, float(rows.mean() * every) + y_min
+    return WarpedPsf(template.psf, mapping, average_position=(x, y), kernel=kernel)
+
+
+def _source_rows(source: MaskedImage, mapping: PixelMapping, radius: int) -> slice | None:
+    """Return the rows that the kernel can reach: the rest need not be read; None where there are none."""
+    _, y_nodes, _ = mapping.nodes
+    known = y_nodes[np.isfinite(y_nodes)]
+    if known.size == 0:
+        return None
+    start = max(0, int(np.floor(known.min())) - radius - 1)
+    stop = min(source.shape[0], int(np.ceil(known.max())) + radius + 2)
+    return slice(start, stop) if start < stop else None
 
 
 def _native(plane: np.ndarray, dtype: type) -> np.ndarray:
@@ -170,21 +249,12 @@ def _native(plane: np.ndarray, dtype: type) -> np.ndarray:
     return np.ascontiguousarray(plane, dtype=dtype)
 
 
-def _middle(planes: MaskedImage, mapping: PixelMapping) -> tuple[float, float]:
-    """Return the centre of the pixels with data, on a coarse lattice: a tile may cover a corner only."""
-    every = mapping.step
-    rows, columns = np.nonzero((planes.mask[::every, ::every] & plane_bits("NO_DATA")) == 0)
-    if rows.size == 0:
-        return (mapping.shape[1] - 1) / 2, (mapping.shape[0] - 1) / 2
-    return float(columns.mean() * every), float(rows.mean() * every)
-
-
 @lru_cache(maxsize=len(KERNEL_RADII))
-def _kernel_table(kernel: str) -> FloatArray:
-    """Return float32 weights by fraction of a pixel, shape ``(_TABLE_ENTRIES, taps)``; six taps padded to eight."""
-    weights = kernel_weights(np.arange(_TABLE_ENTRIES) / _TABLE_ENTRIES, kernel)
-    width = 8 if weights.shape[1] == 6 else weights.shape[1]
-    table = np.zeros((_TABLE_ENTRIES, width), dtype=np.float32)
-    table[:, : weights.shape[1]] = weights
-    table.flags.writeable = False
-    return table
+def _padded_table(kernel: str) -> FloatArray:
+    """Return the kernel's table in float32, six taps padded to eight: a vector register's worth."""
+    table = kernel_table(kernel)
+    width = 8 if table.shape[1] == 6 else table.shape[1]
+    padded = np.zeros((table.shape[0], width), dtype=np.float32)
+    padded[:, : table.shape[1]] = table
+    padded.flags.writeable = False
+    return padded

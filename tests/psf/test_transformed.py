@@ -6,7 +6,7 @@ import pytest
 from scipy.signal import convolve2d
 
 from alertprod.psf import _loops
-from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights, sampling_matrices
+from alertprod.psf._lanczos import KERNEL_RADII, kernel_table, kernel_weights, sampling_matrices
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
 from alertprod.psf.model import FWHM_PER_SIGMA
 from alertprod.psf.transformed import ConvolvedPsf, MosaicPsf, WarpedPsf
@@ -57,19 +57,21 @@ def test_sampling_matrices_do_what_the_definition_says():
             np.testing.assert_allclose(matrix[pixel], expected, atol=1e-12)
 
 
-def test_the_compiled_resampling_does_what_its_twin_does():
+@pytest.mark.parametrize("kernel", KERNEL_RADII)
+def test_the_compiled_resampling_does_what_its_twin_does(kernel):
     rng = np.random.default_rng(8)
-    stamp = rng.normal(size=(9, 11))
-    columns, rows = rng.integers(-8, 14, 40), rng.integers(-8, 14, 40)
-    column_weights, row_weights = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
+    radius = KERNEL_RADII[kernel]
+    stamp, jacobian = rng.normal(size=(9, 11)), np.array([[0.9, 0.2], [-0.1, 1.1]])
+    image = _loops.resample_stamp(stamp, jacobian, 5.3, 4.1, 0.2, -0.4, 15, kernel_table(kernel))
     padded = np.pad(stamp, 20)
-    twin = [
-        row_weights[k] @ padded[rows[k] + 20 : rows[k] + 26, columns[k] + 20 : columns[k] + 26] @ column_weights[k]
-        for k in range(40)
-    ]
-    np.testing.assert_allclose(
-        _loops.resample_stamp(stamp, column_weights, row_weights, columns, rows), twin, atol=1e-13
-    )
+    for row in range(15):
+        for column in range(15):
+            x, y = [5.3, 4.1] + jacobian @ [column - 7 - 0.2, row - 7 + 0.4]
+            i, j = int(np.floor(x)), int(np.floor(y))
+            weights_x, weights_y = (kernel_weights(np.array([t]), kernel)[0] for t in (x - i, y - j))
+            pixels = padded[j + 21 - radius : j + 21 + radius, i + 21 - radius : i + 21 + radius]
+            # The table's steps are 1.2e-4 pixels, the slope of the noise is some 3 per pixel.
+            assert image[row, column] == pytest.approx(weights_y @ pixels @ weights_x, abs=2e-3)
 
 
 def test_a_psf_warped_by_the_identity_is_itself():

@@ -11,7 +11,7 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.resample.merge import merge_tiles
-from alertprod.resample.warp import warp_exposure
+from alertprod.resample.warp import warp_exposure, warp_tile
 
 NO_DATA = plane_bits("NO_DATA")
 SHAPE = (70, 90)
@@ -139,3 +139,22 @@ def test_overlapping_tiles_on_other_grids_merge_into_stars_like_the_psf():
     # Weights of single pixels differ from their mean over a block by the kernel's sum of squares, 0.4 to 1, and
     # with them the mixture of two profiles whose peaks differ by a third.
     assert np.abs(stamp - flux * model).max() < 0.03 * stamp.max()
+
+
+def test_boxes_merge_as_whole_images_do(rng):
+    target = SkyWcs.from_tangent(ra_deg=0.0, dec_deg=20.0, x=80, y=70, scale_arcsec=0.2, rotation_deg=5.0)
+    tiles = []
+    for shift in (-35, 40):
+        image = rng.normal(100, 1, (120, 90)).astype(np.float32)
+        planes = MaskedImage(image, np.zeros(image.shape, np.int32), np.ones(image.shape, np.float32))
+        wcs = SkyWcs.from_tangent(ra_deg=0.0, dec_deg=20.0, x=45 + shift, y=60, scale_arcsec=0.21)
+        tiles.append(Exposure(masked_image=planes, wcs=wcs, psf=GaussianPsf(fwhm=3.0 + 0.01 * shift)))
+    whole = merge_tiles(warp_exposure(tile, target, (140, 160)) for tile in tiles)
+    boxes = merge_tiles(warp_tile(tile, target, (140, 160)) for tile in tiles)
+    np.testing.assert_array_equal(boxes.image, whole.image)
+    np.testing.assert_array_equal(boxes.mask, whole.mask)
+    np.testing.assert_array_equal(boxes.variance, whole.variance)
+    for x in (20.0, 80.0, 140.0):
+        np.testing.assert_array_equal(
+            boxes.psf.compute_kernel_image(x=x, y=70.0), whole.psf.compute_kernel_image(x=x, y=70.0)
+        )

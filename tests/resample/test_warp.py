@@ -10,7 +10,7 @@ from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
 from alertprod.resample import _loops
 from alertprod.resample.mapping import PixelMapping
-from alertprod.resample.warp import warp_exposure, warp_masked_image
+from alertprod.resample.warp import warp_exposure, warp_masked_image, warp_tile
 
 NO_DATA = plane_bits("NO_DATA")
 EDGE = plane_bits("EDGE")
@@ -339,3 +339,32 @@ def test_warped_stars_look_like_the_warped_psf(name, scale, angle):
         # Positions are good to 1e-3 pixels, and the model sums to 1 while the interpolation of a star of
         # FWHM 2.4 conserves its flux to 0.4 %.
         assert residual < 5e-3
+
+
+@pytest.mark.parametrize(("x", "y"), [(60, 60), (-20, 45), (20, 20), (110, -30)])
+def test_a_tile_is_warped_in_its_box_as_in_the_whole_image(x, y, rng):
+    shape = (120, 135)
+    target = SkyWcs.from_tangent(ra_deg=0.0, dec_deg=-70.0, x=67, y=60, scale_arcsec=0.2, rotation_deg=11.0)
+    tile_wcs = SkyWcs.from_tangent(ra_deg=0.0, dec_deg=-70.0, x=x, y=y, scale_arcsec=0.25)
+    tile = Exposure(masked_image=make_image(rng.normal(size=(70, 60))), wcs=tile_wcs, psf=GaussianPsf(fwhm=3.0))
+    tile.mask[rng.random(tile.shape) < 0.01] = plane_bits("CR")
+    whole = warp_exposure(tile, target, shape)
+    part = warp_tile(tile, target, shape)
+    assert part is not None
+    assert part.shape == shape
+    rows, columns = part.box.slices
+    outside = np.ones(shape, dtype=bool)
+    outside[rows, columns] = False
+    assert (whole.mask[outside] == NO_DATA).all()
+    for name in ("image", "mask", "variance"):
+        np.testing.assert_array_equal(getattr(part.exposure, name), getattr(whole, name)[rows, columns])
+    np.testing.assert_array_equal(
+        part.exposure.psf.compute_kernel_image(x=60, y=60), whole.psf.compute_kernel_image(x=60, y=60)
+    )
+    np.testing.assert_allclose(part.exposure.psf.average_position, whole.psf.average_position, atol=16)
+
+
+def test_a_tile_that_covers_nothing_is_none():
+    far = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=0.0, x=30, y=30, scale_arcsec=0.2)
+    here = SkyWcs.from_tangent(ra_deg=10.1, dec_deg=0.0, x=30, y=30, scale_arcsec=0.2)
+    assert warp_tile(Exposure(masked_image=make_image(np.ones((60, 60))), wcs=far), here, (60, 60)) is None
