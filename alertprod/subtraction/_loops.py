@@ -1,9 +1,14 @@
-"""Compiled loops over bad pixels: fill them, spread their mask bits."""
+"""Compiled loops: over bad pixels, over spectra, over the planes of a subtraction."""
+
+from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
+
+ComplexArray = NDArray[np.complexfloating[Any, Any]]
 
 
 @njit(cache=True, nogil=True)
@@ -58,3 +63,55 @@ def disc_offsets(radius: float) -> tuple[IntArray, IntArray]:
     v, u = np.mgrid[-half : half + 1, -half : half + 1]
     inside = u * u + v * v <= radius * radius + 1e-9
     return v[inside].astype(np.int64), u[inside].astype(np.int64)
+
+
+@njit(cache=True, nogil=True)
+def scale_rows(spectrum: ComplexArray, factors: FloatArray) -> ComplexArray:
+    """Multiply each row of a complex array by a real number."""
+    scaled = np.empty_like(spectrum)
+    for y in range(spectrum.shape[0]):
+        factor = factors[y]
+        for x in range(spectrum.shape[1]):
+            value = spectrum[y, x]
+            scaled[y, x] = complex(value.real * factor, value.imag * factor)
+    return scaled
+
+
+@njit(cache=True, nogil=True)
+def add_product(total: ComplexArray, first: ComplexArray, second: ComplexArray) -> None:
+    """Add the product of two complex arrays to a third."""
+    for y in range(total.shape[0]):
+        for x in range(total.shape[1]):
+            total[y, x] += first[y, x] * second[y, x]
+
+
+@njit(cache=True, nogil=True)
+def subtract_planes(
+    image: FloatArray,
+    mask: IntArray,
+    variance: FloatArray,
+    other_image: FloatArray,
+    other_mask: IntArray,
+    other_variance: FloatArray,
+    background: FloatArray,
+    cleared: int,
+    no_data: int,
+) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Subtract images and background, add variances, join masks; what is not finite becomes a pixel without data."""
+    ny, nx = image.shape
+    out_image = np.empty((ny, nx), np.float32)
+    out_mask = np.empty((ny, nx), np.int32)
+    out_variance = np.empty((ny, nx), np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            value = image[y, x] - other_image[y, x] - background[y, x]
+            sum_variance = variance[y, x] + other_variance[y, x]
+            bits = (mask[y, x] | other_mask[y, x]) & ~cleared
+            if not (np.isfinite(value) and np.isfinite(sum_variance)):
+                value = np.float32(np.nan)
+                sum_variance = np.float32(np.inf)
+                bits |= no_data
+            out_image[y, x] = value
+            out_mask[y, x] = bits
+            out_variance[y, x] = sum_variance
+    return out_image, out_mask, out_variance

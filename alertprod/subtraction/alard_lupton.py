@@ -15,6 +15,7 @@ from alertprod.geometry.box import Box
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
+from alertprod.subtraction import _loops
 from alertprod.subtraction.basis import (
     KernelBasis,
     choose_widths,
@@ -400,7 +401,9 @@ def convolve_masked_image(source: MaskedImage, kernel: SpatialKernel, *, config:
     image = convolve_image(fill_bad_pixels(source.image, bad), kernel, n_threads=config.n_threads)
     variance = convolve_variance(fill_bad_pixels(source.variance, bad), kernel.squared(), n_threads=config.n_threads)
     extent = kernel.compute_extent(config.kernel_extent_fraction)
-    mask = grow_mask(np.where(no_data, source.mask | plane_bits("NO_DATA"), source.mask), extent)
+    mask: IntArray = source.mask.astype(np.int32)
+    mask[no_data] |= plane_bits("NO_DATA")
+    mask = grow_mask(mask, extent)
     _set_rim(mask, int(np.ceil(extent)), plane_bits("EDGE"))
     image[no_data] = np.nan
     variance[no_data] = np.inf
@@ -421,13 +424,15 @@ def _rescale(image: MaskedImage, factor: float) -> None:
 
 
 def _subtract(minuend: MaskedImage, subtrahend: MaskedImage, background: SpatialBackground) -> MaskedImage:
-    image = minuend.image - subtrahend.image
-    image -= background.compute_image()
-    variance = minuend.variance + subtrahend.variance
-    mask = minuend.mask | subtrahend.mask
-    mask &= ~np.int32(plane_bits("DETECTED", "DETECTED_NEGATIVE"))
-    unknown = ~(np.isfinite(image) & np.isfinite(variance))
-    image[unknown] = np.nan
-    variance[unknown] = np.inf
-    mask[unknown] |= plane_bits("NO_DATA")
+    image, mask, variance = _loops.subtract_planes(
+        minuend.image,
+        minuend.mask,
+        minuend.variance,
+        subtrahend.image,
+        subtrahend.mask,
+        subtrahend.variance,
+        background.compute_image(),
+        plane_bits("DETECTED", "DETECTED_NEGATIVE"),
+        plane_bits("NO_DATA"),
+    )
     return MaskedImage(image, mask, variance)

@@ -235,7 +235,13 @@ def convolve_stamps(stamps: FloatArray, basis: KernelBasis, side: int) -> FloatA
     along_x = (stamps.reshape(n * outer, outer) @ band.transpose(1, 0, 2).reshape(outer, -1)).reshape(
         n, outer, n_profiles, side
     )
-    raw = np.empty((n, len(basis), side, side))
-    for i, (px, py) in enumerate(zip(basis.x_profile, basis.y_profile, strict=True)):
-        raw[:, i] = band[py].T @ along_x[:, :, px, :]
-    return (basis.transform @ raw.reshape(n, len(basis), -1)).reshape(n, len(basis), side, side)
+    by_row = np.ascontiguousarray(along_x.transpose(1, 2, 0, 3))
+    raw = np.empty((len(basis), side, n, side))
+    for py in np.unique(basis.y_profile):
+        # One large product for all raw functions that share a profile in y.
+        members = np.flatnonzero(basis.y_profile == py)
+        first = by_row[:, basis.x_profile[members]]
+        along_y = (band[py].T @ first.reshape(outer, -1)).reshape(side, len(members), n, side)
+        raw[members] = along_y.transpose(1, 0, 2, 3)
+    combined = (basis.transform @ raw.reshape(len(basis), -1)).reshape(len(basis), side, n, side)
+    return np.ascontiguousarray(combined.transpose(2, 0, 1, 3))

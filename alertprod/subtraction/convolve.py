@@ -48,49 +48,53 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
         raise ValueError(msg)
     side = next((s for s in _TILE_SIDES if 2 * half < s // 3), scipy.fft.next_fast_len(6 * half + 2, real=True))
     step = side - 2 * half
-    tiles_y, tiles_x = -(-ny // step), -(-nx // step)
-    pad = ((half, tiles_y * step - ny + half), (half, tiles_x * step - nx + half))
-    padded = np.pad(image.astype(np.float32, copy=False), pad, mode="symmetric")
-    u, v = normalised_axes(
-        kernel.box,
-        x=np.arange(padded.shape[1]) - half + kernel.box.x_min,
-        y=np.arange(padded.shape[0]) - half + kernel.box.y_min,
-    )
-    # Beyond the borders the kernel is that of the border: polynomials run away there.
-    terms_u = chebyshev.chebvander(np.clip(u, -1.0, 1.0), kernel.order).T.astype(np.float32)
-    terms_v = chebyshev.chebvander(np.clip(v, -1.0, 1.0), kernel.order).T.astype(np.float32)
+    source = image.astype(np.float32, copy=False)
+    u, v = normalised_axes(kernel.box, x=np.arange(nx) + kernel.box.x_min, y=np.arange(ny) + kernel.box.y_min)
+    # Where tiles reach beyond the borders, pixels and polynomials are those of the mirrored place.
+    rows = _mirrored(-half, side + -(-ny // step) * step, ny)
+    columns = _mirrored(-half, side + -(-nx // step) * step, nx)
+    terms_u = chebyshev.chebvander(u, kernel.order).T.astype(np.float32)[:, columns]
+    terms_v = chebyshev.chebvander(v, kernel.order).T.astype(np.float32)[:, rows]
     wrapped = np.zeros((len(kernel.terms), side, side))
     wrapped[:, : kernel.size, : kernel.size] = kernel.terms
     transfer = scipy.fft.rfft2(np.roll(wrapped, (-half, -half), axis=(1, 2))).astype(np.complex64)
     degrees = term_degrees(kernel.order)
-    result = np.empty((tiles_y * step, tiles_x * step), dtype=np.float32)
+    result = np.empty((ny, nx), dtype=np.float32)
 
-    def convolve_row(row: int) -> None:
-        rows = slice(row * step, row * step + side)
-        for column in range(tiles_x):
-            columns = slice(column * step, column * step + side)
-            block = padded[rows, columns]
-            partial = {0: scipy.fft.rfft(block, axis=1)}
-            total = np.zeros(transfer.shape[1:], dtype=np.complex64)
-            for term, (i, j) in enumerate(degrees):
-                if i not in partial:
-                    partial[i] = scipy.fft.rfft(block * terms_u[i, columns], axis=1)
-                along_y = partial[i] if j == 0 else partial[i] * terms_v[j, rows, None]
-                spectrum = scipy.fft.fft(along_y, axis=0)
-                spectrum *= transfer[term]
-                total += spectrum
-            tile = scipy.fft.irfft2(total, s=(side, side), overwrite_x=True)
-            result[row * step : (row + 1) * step, column * step : (column + 1) * step] = tile[
-                half : half + step, half : half + step
+    def convolve_row(top: int) -> None:
+        bottom = min(top + step, ny)
+        for left in range(0, nx, step):
+            right = min(left + step, nx)
+            if top >= half and left >= half and top + side - half <= ny and left + side - half <= nx:
+                block = source[top - half : top - half + side, left - half : left - half + side]
+            else:
+                block = source[rows[top : top + side, None], columns[left : left + side]]
+            along_x = [
+                scipy.fft.rfft(block * terms[left : left + side] if i else block, axis=1)
+                for i, terms in enumerate(terms_u)
             ]
+            total = scipy.fft.fft(along_x[0], axis=0)
+            total *= transfer[0]
+            for term, (i, j) in enumerate(degrees[1:], start=1):
+                weighted = _loops.scale_rows(along_x[i], terms_v[j, top : top + side]) if j else along_x[i]
+                _loops.add_product(total, scipy.fft.fft(weighted, axis=0), transfer[term])
+            tile = scipy.fft.irfft2(total, s=(side, side), overwrite_x=True)
+            result[top:bottom, left:right] = tile[half : half + bottom - top, half : half + right - left]
 
-    if n_threads > 1 and tiles_y > 1:
+    tops = range(0, ny, step)
+    if n_threads > 1 and len(tops) > 1:
         with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(convolve_row, range(tiles_y)))
+            list(pool.map(convolve_row, tops))
     else:
-        for row in range(tiles_y):
-            convolve_row(row)
-    return np.ascontiguousarray(result[:ny, :nx])
+        for top in tops:
+            convolve_row(top)
+    return result
+
+
+def _mirrored(start: int, n: int, length: int) -> IntArray:
+    """Return pixel numbers from `start` on, reflected at the borders of an axis, the border pixel repeated."""
+    index = np.arange(start, start + n) % (2 * length)
+    return np.where(index < length, index, 2 * length - 1 - index)
 
 
 def convolve_variance(variance: FloatArray, squared_kernel: SpatialKernel, *, n_threads: int = 2) -> FloatArray:
@@ -149,12 +153,12 @@ def fill_bad_pixels(plane: FloatArray, bad: BoolArray) -> FloatArray:
     Returns
     -------
     FloatArray
-        float32 copy: near good pixels their mean weighted with the inverse squared distance, else the good pixels'
-        median; zero where there is no good pixel at all.
+        float32, the plane itself where nothing is bad. Near good pixels their mean weighted with the inverse squared
+        distance, else the good pixels' median; zero where there is no good pixel at all.
     """
     plane = np.ascontiguousarray(plane, dtype=np.float32)
     if not bad.any():
-        return plane.copy()
+        return plane
     stride = max(1, int(np.sqrt(plane.size / 250_000)))
     good = plane[::stride, ::stride][~bad[::stride, ::stride]]
     fallback = float(np.median(good)) if good.size else 0.0

@@ -138,16 +138,16 @@ def _build_batch(
         sky = np.median(np.where(good, target, np.nan)[:, :: side - 1, :], axis=(1, 2), keepdims=True)
         variance = variance + (config.error_floor * (target - np.nan_to_num(sky))) ** 2
     inverse = np.where(good, 1.0 / variance, 0.0).reshape(n, -1)
+    data = target.reshape(n, -1)
+    sigma_inverse = np.sqrt(inverse)
+    transposed = design.transpose(0, 2, 1)
+    tested = design * inverse[:, None, :]
     if config.constant_variance_weighting:
         median = np.array([np.median(v[g]) for v, g in zip(variance, good, strict=True)])
         weight = good.reshape(n, -1) / median[:, None]
+        weighted = design * weight[:, None, :]
     else:
-        weight = inverse
-    data = target.reshape(n, -1)
-    weighted = design * weight[:, None, :]
-    tested = design * inverse[:, None, :]
-    sigma_inverse = np.sqrt(inverse)
-    transposed = design.transpose(0, 2, 1)
+        weight, weighted = inverse, tested
     nothing = np.full(n, np.nan)
     equations = StampEquations(
         index=indices,
