@@ -51,6 +51,8 @@ def consumer_configuration(bootstrap_servers: str, group_id: str) -> dict[str, A
         # A lane hands out one event and is paused, which throws prefetched events away.
         "queued.min.messages": 1,
         "queued.max.messages.kbytes": 1_024,
+        # With so short a queue it is often full; the default looks again after a second, which each event would wait.
+        "fetch.queue.backoff.ms": 20,
         "fetch.wait.max.ms": 100,
         "check.crcs": True,
         # A misspelt topic must not come into being and stay empty for ever.

@@ -54,7 +54,7 @@ def producer_configuration(
     transactional_id: str | None = None,
     transaction_timeout_s: float = 60.0,
     delivery_timeout_s: float = 45.0,
-    compression: Compression = "lz4",
+    compression: Compression = "zstd",
 ) -> dict[str, Any]:
     """Return librdkafka's settings for a producer of alerts; each says why."""
     settings: dict[str, Any] = {
@@ -161,7 +161,7 @@ class AlertProducer:
         transaction_timeout_s: float = 60.0,
         delivery_timeout_s: float = 45.0,
         commit_timeout_s: float = 120.0,
-        compression: Compression = "lz4",
+        compression: Compression = "zstd",
         options: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

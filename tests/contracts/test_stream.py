@@ -1,6 +1,7 @@
 """What the daemon relies on from a broker, on the embedded one and on a real Kafka; at-least-once."""
 
 import itertools
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -114,6 +115,19 @@ def test_a_lane_hands_out_one_event_until_it_is_resumed(site):
         receive_nothing(consumer, 0.5)
         consumer.resume(Lane(site.topic, 0), Lane(site.topic, 1))
         assert {event.value for event in receive(consumer, 2)} == {b"0c", b"1b"}
+
+
+def test_a_resumed_lane_gives_its_next_event_at_once(site):
+    site.send(*(f"event {n}".encode() for n in range(12)))
+    waits = []
+    with site.consumer() as consumer:
+        receive(consumer)
+        for _ in range(11):
+            consumer.resume(Lane(site.topic, 0))
+            started = time.monotonic()
+            receive(consumer)
+            waits.append(time.monotonic() - started)
+    assert statistics.median(waits) < 0.4  # librdkafka's own settings make it a second
 
 
 def test_rewinding_hands_out_the_same_event_again(site):
