@@ -115,3 +115,18 @@ def subtract_planes(
             out_mask[y, x] = bits
             out_variance[y, x] = sum_variance
     return out_image, out_mask, out_variance
+
+
+@njit(cache=True, nogil=True)
+def multiply_out(rows: FloatArray, columns: FloatArray) -> FloatArray:
+    """Return ``rows @ columns.T`` in float32 for a handful of terms, quicker than the general product."""
+    ny, n_terms = rows.shape
+    nx = columns.shape[0]
+    product = np.empty((ny, nx), np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            total = np.float32(0.0)
+            for k in range(n_terms):
+                total += rows[y, k] * columns[x, k]
+            product[y, x] = total
+    return product

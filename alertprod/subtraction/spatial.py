@@ -12,6 +12,7 @@ from numpy.polynomial import chebyshev
 
 from alertprod._typing import FloatArray, IntArray
 from alertprod.geometry.box import Box
+from alertprod.subtraction import _loops
 
 
 def term_degrees(order: int) -> list[tuple[int, int]]:
@@ -47,7 +48,7 @@ def evaluate_polynomial(coefficients: FloatArray, order: int, box: Box) -> Float
     matrix = np.zeros((order + 1, order + 1))
     for value, (i, j) in zip(coefficients, term_degrees(order), strict=True):
         matrix[j, i] = value
-    return (powers_v @ matrix).astype(np.float32) @ powers_u.T.astype(np.float32)
+    return _loops.multiply_out((powers_v @ matrix).astype(np.float32), powers_u.astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
