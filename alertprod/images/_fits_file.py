@@ -32,6 +32,9 @@ MAX_BYTES = 1 << 30
 MAX_HDUS = 4096
 """Rubin's coadds carry a few hundred tables; a file of nothing but headers must end somewhere."""
 
+MAX_HEADER_BLOCKS = 1000
+"""36 cards each: ten times what the fullest headers have."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
 _BLOCK = 2880
@@ -178,7 +181,7 @@ class FitsFile:
             if start != _GZIP_MAGIC:
                 return stream
             with stream:
-                return io.BytesIO(self._decompress(stream))
+                return self._decompress(stream)
         except FileNotFoundError as error:
             raise ImageNotYetAvailable(self.name) from error
         except IsADirectoryError as error:
@@ -192,22 +195,27 @@ class FitsFile:
             raise CorruptImage(self.name, "file", f"more than {MAX_BYTES} bytes")
         return content
 
-    def _decompress(self, stream: BinaryIO) -> bytearray:
-        content = bytearray()
+    def _decompress(self, stream: BinaryIO) -> BinaryIO:
+        content = io.BytesIO()
         decompressor = zlib.decompressobj(wbits=31)
         try:
             while chunk := stream.read(_CHUNK):
                 while chunk:
-                    content += decompressor.decompress(chunk, _CHUNK)
-                    if len(content) > MAX_BYTES:
-                        raise CorruptImage(self.name, "file", f"more than {MAX_BYTES} bytes, decompressed")
-                    chunk = decompressor.unconsumed_tail
-                    if decompressor.eof and (chunk := decompressor.unused_data):
+                    if decompressor.eof:
+                        # Another member may follow, or the zeros that tapes and some archives pad with.
+                        chunk = chunk.lstrip(b"\0")
+                        if not chunk:
+                            break
                         decompressor = zlib.decompressobj(wbits=31)
+                    content.write(decompressor.decompress(chunk, _CHUNK))
+                    if content.tell() > MAX_BYTES:
+                        raise CorruptImage(self.name, "file", f"more than {MAX_BYTES} bytes, decompressed")
+                    chunk = decompressor.unused_data if decompressor.eof else decompressor.unconsumed_tail
         except zlib.error as error:
             raise CorruptImage(self.name, "file", f"gzip: {error}") from error
         if not decompressor.eof:
             raise CorruptImage(self.name, "file", "gzip: the file ends early")
+        content.seek(0)
         return content
 
     def _scan(self) -> fits.HDUList:
@@ -215,15 +223,18 @@ class FitsFile:
             raise CorruptImage(self.name, "file", "empty")
         if self._stream.read(9) != b"SIMPLE  =":
             raise CorruptImage(self.name, "file", "not FITS: it does not begin with SIMPLE")
+        self._require_header(0, 0)
         self._stream.seek(0)
-        hdus = fits.open(self._stream, mode="readonly", memmap=False, lazy_load_hdus=True)
-        index, end = 0, 0
+        source = fits.open(self._stream, mode="readonly", memmap=False, lazy_load_hdus=True)
+        found = []
+        index = end = 0
         # Asking one by one lets each be judged before the next is looked for beyond its declared end.
-        while True:
+        while self._require_header(index, end):
             try:
-                hdu = hdus[index]
+                hdu = source[index]
             except IndexError:
                 break
+            found.append(hdu)
             self._labels.append(str(hdu.name) or str(index))
             where = hdu.fileinfo()
             end = where["datLoc"] + where["datSpan"]
@@ -235,11 +246,31 @@ class FitsFile:
             index += 1
             if index > MAX_HDUS:
                 raise CorruptImage(self.name, "file", f"more than {MAX_HDUS} HDUs")
-        # astropy passes over a last header without its END: a plane would be missing and nobody would know.
-        self._stream.seek(min(end, self._size))
-        if self._stream.read(8) == b"XTENSION":
-            raise CorruptImage(self.name, str(index), "the file ends within this HDU's header")
-        return hdus
+        # Not the list that astropy would go on filling from whatever follows.
+        return fits.HDUList(found)
+
+    def _require_header(self, index: int, start: int) -> bool:
+        """Say whether a header begins at byte `start`, and refuse one that does not end.
+
+        astropy reads on to the file's end for it, in quadratic time, and passes over a last header without
+        END in silence: a plane would be missing and nobody would know.
+        """
+        label = str(index) if index else "PRIMARY"
+        position = self._stream.tell()
+        self._stream.seek(start)
+        try:
+            block = self._stream.read(_BLOCK)
+            if index > 0 and not block.startswith(b"XTENSION"):
+                return False
+            for _ in range(MAX_HEADER_BLOCKS):
+                if len(block) < _BLOCK:
+                    raise CorruptImage(self.name, label, "the file ends within this HDU's header")
+                if any(block[card : card + 80].rstrip() == b"END" for card in range(0, _BLOCK, 80)):
+                    return True
+                block = self._stream.read(_BLOCK)
+            raise CorruptImage(self.name, label, f"a header of more than {MAX_HEADER_BLOCKS * 36} cards")
+        finally:
+            self._stream.seek(position)
 
     def _read(self, index: int, *, verify: bool) -> tuple[Any, fits.Header]:
         """Return raw values in native order and the header whose scaling cards still apply to them."""

@@ -23,6 +23,8 @@ _MIN_GOOD_FRACTION = 0.25
 _CLEARLY_ABOVE_SIGMA = 5.0
 """Above it a pixel's own value is a better measure of its photons than its neighbours' mean, which blunts peaks."""
 
+_STRIP_ROWS = 64
+
 _SLOPE_SAMPLE = 2048
 """Side in pixels of the middle part of an image from which the photon slope is estimated."""
 
@@ -181,15 +183,22 @@ def add_photon_noise(
     """
     if slope <= 0:
         return sky_variance
-    excess = image - level
-    excess[bad | ~np.isfinite(excess)] = 0.0
-    smooth = ndimage.uniform_filter(excess, size=3)
-    faint = excess < _CLEARLY_ABOVE_SIGMA * np.sqrt(sky_variance)
-    if not also_below:
-        np.maximum(smooth, 0.0, out=smooth)
-    np.copyto(excess, smooth, where=faint)
-    excess *= np.float32(slope)
-    sky_variance += excess
+    ny = image.shape[0]
+    # In strips that stay in the cache, each with a row of its neighbours above and below.
+    for start in range(0, ny, _STRIP_ROWS):
+        rows = slice(start, min(start + _STRIP_ROWS, ny))
+        reach = slice(max(rows.start - 1, 0), min(rows.stop + 1, ny))
+        excess = image[reach] - level[reach]
+        excess[bad[reach] | ~np.isfinite(excess)] = 0.0
+        own = slice(rows.start - reach.start, rows.stop - reach.start)
+        smooth = _mean_3x3(excess, pad_top=reach.start == rows.start, pad_bottom=reach.stop == rows.stop)
+        if not also_below:
+            np.maximum(smooth, 0.0, out=smooth)
+        light = excess[own]
+        faint = light < _CLEARLY_ABOVE_SIGMA * np.sqrt(sky_variance[rows])
+        np.copyto(light, smooth, where=faint)
+        light *= np.float32(slope)
+        sky_variance[rows] += light
     return sky_variance
 
 
@@ -276,6 +285,15 @@ def mask_saturated(image: FloatArray, mask: IntArray, *, level: float, bit: int,
     return int(rows.size)
 
 
+def _mean_3x3(image: FloatArray, *, pad_top: bool, pad_bottom: bool) -> FloatArray:
+    """Return means of 3 x 3 pixels, borders repeated; rows without a neighbour are dropped unless padded."""
+    padded = np.pad(image, ((int(pad_top), int(pad_bottom)), (1, 1)), mode="edge")
+    across = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    mean: FloatArray = across[:-2] + across[1:-1] + across[2:]
+    mean *= np.float32(1.0 / 9.0)
+    return mean
+
+
 def _sample_positions(n_pixels: int, n_cells: int, step: int) -> IntArray:
     """Return the same number of positions in each cell, every `step` pixels, cell after cell."""
     edges = np.linspace(0, n_pixels, n_cells + 1)
@@ -286,27 +304,25 @@ def _sample_positions(n_pixels: int, n_cells: int, step: int) -> IntArray:
 
 
 def _clip_cells(cells: FloatArray) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return median, lower-half scatter and number of good samples of sorted rows (NaN last)."""
-    n_all = np.isfinite(cells).sum(axis=1)
-    index = np.arange(cells.shape[0])
-    low, high = np.zeros_like(n_all), n_all.copy()
-    median = np.full(cells.shape[0], np.nan)
-    rms = np.full(cells.shape[0], np.nan)
+    """Return median, lower-half scatter and number of good samples of sorted float32 rows (NaN last)."""
+    n_good = np.isfinite(cells).sum(axis=1)
+    index, position = np.arange(cells.shape[0]), np.arange(cells.shape[1])
+    low, high = np.zeros_like(n_good), n_good.copy()
+    median = rms = np.full(cells.shape[0], np.nan, dtype=np.float32)
     # Of a normal distribution cut at the clip: what is left of its second moment.
     left_over = 1.0 - 2.0 * _CLIP_SIGMA * _normal_density(_CLIP_SIGMA) / special.erf(_CLIP_SIGMA / np.sqrt(2.0))
-    position = np.arange(cells.shape[1])[None, :]
     for _ in range(_CLIP_ITERATIONS):
-        some = high - low >= 4
         last = np.maximum(high - 1, 0)
-        middle_low, middle_high = np.minimum((low + last) // 2, last), np.minimum((low + last + 1) // 2, last)
-        median = np.where(some, 0.5 * (cells[index, middle_low].astype(float) + cells[index, middle_high]), np.nan)
-        below = (position >= low[:, None]) & (position <= middle_low[:, None])
-        squares = np.where(below, (cells - median[:, None]) ** 2, 0.0).sum(axis=1)
-        rms = np.sqrt(squares / np.maximum(below.sum(axis=1), 1) / left_over)
-        reach = _CLIP_SIGMA * rms
+        middle = (low + last) // 2
+        both = cells[index, middle] + cells[index, np.minimum((low + last + 1) // 2, last)]
+        median = np.where(high - low >= 4, np.float32(0.5) * both, np.float32(np.nan))
+        below = cells - median[:, None]
+        below[(position < low[:, None]) | (position > middle[:, None])] = 0.0
+        rms = np.sqrt(np.einsum("ij,ij->i", below, below) / np.maximum(middle + 1 - low, 1) / left_over)
+        reach = np.float32(_CLIP_SIGMA) * rms.astype(np.float32)
         low = (cells < (median - reach)[:, None]).sum(axis=1)
         high = (cells <= (median + reach)[:, None]).sum(axis=1)
-    return median, np.where(np.isfinite(median), rms, 0.0), n_all
+    return median.astype(float), np.where(np.isfinite(median), rms, 0.0).astype(float), n_good
 
 
 def _normal_density(x: float) -> float:

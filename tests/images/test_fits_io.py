@@ -409,6 +409,20 @@ def test_a_huge_compressed_size_is_refused_before_memory_is_spent(exposure, tmp_
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("card", [b"", b"GAIN    =                  2.0"])
+def test_a_header_without_end_is_refused_in_time(card):
+    head = b"SIMPLE  =                    T".ljust(80)
+    assert_corrupt(head + card.ljust(80) * 1_000_000, hdu="PRIMARY", match="a header of more than")
+    assert_corrupt(head + card.ljust(80) * 100, hdu="PRIMARY", match="ends within")
+
+
+def test_zeros_after_gzip_are_padding_and_members_follow_one_another(exposure, tmp_path):
+    content = saved(exposure, tmp_path)
+    two = gzip.compress(content[:5000]) + gzip.compress(content[5000:])
+    for packed in (gzip.compress(content) + b"\0" * 512, two, two + b"\0"):
+        np.testing.assert_array_equal(load_exposure(packed).image, exposure.image)
+
+
 def test_a_gzip_bomb_is_refused(monkeypatch):
     monkeypatch.setattr("alertprod.images._fits_file.MAX_BYTES", 1 << 20)
     assert_corrupt(gzip.compress(b"\0" * (1 << 22)), hdu="file", match="decompressed")

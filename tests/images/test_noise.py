@@ -158,6 +158,23 @@ def test_bad_pixels_lend_no_light_to_their_neighbours():
     np.testing.assert_allclose(variance, 4.0)
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+def test_photon_noise_in_strips_is_that_of_the_whole(rows):
+    rng = np.random.default_rng(rows)
+    image = rng.normal(10.0, 3.0, size=(rows, 50)).astype(np.float32)
+    image[rows // 2, 20] = 500.0
+    sky_variance, level = np.full(image.shape, 9.0, np.float32), np.full(image.shape, 10.0, np.float32)
+    excess = image - level
+    smooth = ndimage.uniform_filter(excess.astype(float), size=3, mode="nearest")
+    for also_below in (False, True):
+        faint = smooth if also_below else np.maximum(smooth, 0.0)
+        expected = 9.0 + 0.5 * np.where(excess < 15.0, faint, excess)
+        found = noise.add_photon_noise(
+            sky_variance.copy(), image, no_pixels(image), level, slope=0.5, also_below=also_below
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_the_photon_slope_is_found_without_knowing_the_gain():
     rng = np.random.default_rng(11)
     light = 500.0 + make_stars(rng, (1024, 1024), n=600)
