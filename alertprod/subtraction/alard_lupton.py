@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from alertprod._typing import FloatArray, IntArray
+from alertprod.errors import BadSubtraction
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
@@ -104,6 +105,8 @@ def match_images(
     ------
     InsufficientKernelSources
         Raised if fewer than `min_kernel_sources` stars are usable, before or after clipping.
+    BadSubtraction
+        Raised if the kernel sum is not positive.
     ValueError
         Raised if the shapes differ.
 
@@ -135,6 +138,8 @@ def match_images(
     matched = convolve_masked_image(source, fit.kernel, config=config)
     convolved = perf_counter()
     kernel_sum = fit.kernel.kernel_sum()
+    if not kernel_sum > 0:
+        raise BadSubtraction("kernel sum", kernel_sum, 0.0)
     if direction == "template":
         background = fit.background
         difference = _subtract(target, matched, background)

@@ -208,11 +208,11 @@ def lead_with_psfs(
     """
     outer, inner = 2 * basis.size + 1, 2 * (basis.size - basis.size // 2) + 1
     x, y = reference_psf.average_position
-    source = _fit_into(convolved_psf.compute_kernel_image(x=x, y=y), outer)
-    target = _fit_into(reference_psf.compute_kernel_image(x=x, y=y), inner).ravel()
-    design = convolve_stamps(source[None], basis, inner).reshape(len(basis), -1)
-    noise = _LEADING_NOISE * float((source**2).sum()) * basis.gram
     try:
+        source = _fit_into(convolved_psf.compute_kernel_image(x=x, y=y), outer)
+        target = _fit_into(reference_psf.compute_kernel_image(x=x, y=y), inner).ravel()
+        design = convolve_stamps(source[None], basis, inner).reshape(len(basis), -1)
+        noise = _LEADING_NOISE * float((source**2).sum()) * basis.gram
         return basis.led_by(np.linalg.solve(design @ design.T + noise, design @ target))
     except (ValueError, np.linalg.LinAlgError):
         return basis

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from alertprod.errors import InsufficientKernelSources
+from alertprod.errors import BadSubtraction, InsufficientKernelSources
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.subtraction.alard_lupton import choose_direction, match_images
 from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.decorrelate import decorrelate
 from alertprod.subtraction.spatial import spatial_terms
 
 
@@ -149,6 +150,60 @@ def test_both_directions_give_the_plain_difference_where_psfs_are_equal(rng, mak
     assert np.abs(inner(by_template.image - by_science.image)).max() < 10 * 0.1
     assert np.abs(by_template.variance - by_science.variance).max() < 10 * 0.1
     assert np.array_equal(inner(by_template.mask, 20), inner(by_science.mask, 20))
+
+
+@pytest.mark.parametrize(("sigma_science", "sigma_template"), [(2.4, 2.0), (2.0, 2.4)])
+@pytest.mark.parametrize(("science_noise", "template_noise"), [(1.0, 1.0), (1.0, 0.1), (0.1, 0.1)])
+def test_sharper_and_broader_templates_leave_the_noise_of_both_images(
+    rng, make_field, make_psf, sigma_science, sigma_template, science_noise, template_noise
+):
+    """The template is convolved in either case: to broaden it, and to sharpen it."""
+    field = make_field(rng)
+    psfs = make_psf(sigma_science), make_psf(sigma_template)
+    science = field.observe(psfs[0], noise=science_noise, rng=rng)
+    template = field.observe(psfs[1], noise=template_noise, rng=rng)
+    result = match(science, template, *psfs, field, fit_for_background=False)
+    difference = decorrelate(
+        result.difference,
+        kernel=result.kernel,
+        science_variance=science.variance,
+        template_variance=template.variance,
+        convolved=result.convolved,
+        psf=result.psf,
+    ).difference
+    expected = np.hypot(science_noise, template_noise)
+    image = inner(difference.image, 20)
+    assert np.isfinite(difference.image).all()
+    assert abs(image.mean()) < 5 * mean_error(image, expected)
+    assert inner(difference.variance, 20).mean() == pytest.approx(expected**2, rel=0.1)
+    assert robust_std(image) == pytest.approx(expected, rel=0.1)
+
+
+def test_no_star_at_all_raises(make_image, make_psf):
+    image = make_image(np.zeros((100, 100)), 1.0)
+    with pytest.raises(InsufficientKernelSources):
+        match_images(
+            image,
+            image,
+            science_psf=make_psf(2.0),
+            template_psf=make_psf(2.0),
+            star_x=np.zeros(0),
+            star_y=np.zeros(0),
+        )
+
+
+def test_stars_without_light_are_not_kernel_stars(make_image, make_psf, make_field, rng):
+    image = make_image(np.zeros((256, 256)), 1.0)
+    field = make_field(rng)
+    with pytest.raises(InsufficientKernelSources):
+        match(image, image, make_psf(2.0), make_psf(2.0), field)
+
+
+def test_negative_kernel_sums_are_refused(pair):
+    science, template, science_psf, template_psf, field = pair
+    science.image *= -1
+    with pytest.raises((BadSubtraction, InsufficientKernelSources)):
+        match(science, template, science_psf, template_psf, field)
 
 
 def test_too_few_stars_raise_with_their_numbers(rng, make_field, make_psf):

@@ -183,7 +183,9 @@ def test_variance_plane_holds_on_bright_stars(rng, make_psf):
         result = whiten(difference, science_plane, template_plane, kernel).difference
         pulls.append(result.image / np.sqrt(result.variance))
     cores = np.array(pulls)[:, stamp > 0.5 * stamp.max()]
-    sky = np.array(pulls)[:, (stamp < 1e-4) & (stamp >= 0)][:, 5000:]
+    away = stamp < 1e-4
+    away[:20] = away[-20:] = away[:, :20] = away[:, -20:] = False
+    sky = np.array(pulls)[:, away]
     assert cores.std() == pytest.approx(1.0, abs=4 / np.sqrt(2 * cores.size / 2) + 0.02)
     assert sky.std() == pytest.approx(1.0, abs=0.01)
 
