@@ -47,7 +47,8 @@ def difference(
     from alertprod.images.profile import load_profile
 
     started = time.perf_counter()
-    overrides = {"convolveTemplate": {"template": True, "science": False, "auto": None}[convolve]}
+    mode = {"template": "convolveTemplate", "science": "convolveScience", "auto": "auto"}[convolve]
+    overrides = {"subtract.al.mode": mode}
     task = create_task({**overrides, **_read_settings(setting or [])}, source="--set")
     with progress_bar() as progress:
         bar = progress.add_task("Reading", total=4)

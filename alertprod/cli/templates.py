@@ -17,6 +17,7 @@ def index(
     directory: Annotated[Path, typer.Argument(help="Folder whose FITS files, at any depth, are tiles.")],
     profile: Annotated[str, typer.Option(help="Instrument profile of the tiles: a name or a TOML file.")] = "alertprod",
     band: Annotated[str | None, typer.Option(help="Band of all tiles, where their headers do not say.")] = None,
+    match: Annotated[str, typer.Option(help="Take only files of such names, for example 'template*'.")] = "*",
     output: Annotated[Path | None, typer.Option("-o", help="The index; DIRECTORY/templates.json by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,6 +32,7 @@ def index(
             str(directory.resolve()),
             load_profile(profile),
             band=band,
+            pattern=match,
             index_uri=str(target.resolve()),
             on_tile=lambda done, total: progress.update(bar, completed=done, total=total),
         )

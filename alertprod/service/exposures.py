@@ -4,12 +4,11 @@ Belongs to the poll thread; what it hands to the desks and the workers comes bac
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from alertprod.config import DaemonConfig
-from alertprod.errors import AlertprodError, ConfigError, WorkerDied
+from alertprod.errors import AlertprodError, BadInputError, ConfigError, NoWorkFound, ProcessingError, WorkerDied
 from alertprod.logs import get_logger
 from alertprod.metrics import Metrics
 from alertprod.service import steps
@@ -262,27 +261,48 @@ class Exposures:
         job.claim = claim
         if claim.claims == 1:
             self._metrics.count_expected(event.instrument)
-        self._metrics.observe_event_wait(event.instrument, self._clock.monotonic_s() - job.since)
+        if not job.claimed_here:
+            job.claimed_here = True
+            job.alone = claim.claims > _CLAIMS_BEFORE_ALONE
+            self._metrics.observe_event_wait(event.instrument, self._clock.monotonic_s() - job.since)
         log_of(job).info("claimed", claims=claim.claims, worker_deaths=claim.worker_deaths)
-        if self._fates.is_expired(job):
+        if job.condemned_by is not None:
+            job.begin_at(Step.WORK)  # where it failed: the stage of the dead letter
+            self._judge(job, job.condemned_by, job.condemned_text)
+        elif self._fates.is_expired(job):
             job.publication = self._publications.without_alerts(
                 "expired", event, offset=offset, reason="max_event_age", claim=claim
             )
             job.begin_at(Step.PUBLISH)
         elif claim.worker_deaths >= self._config.workers.max_deaths:
-            self._judge(job, WorkerDied("unknown", claim.worker_deaths))
-        else:
-            job.alone = claim.claims > _CLAIMS_BEFORE_ALONE
             job.begin_at(Step.WORK)
+            self._judge(job, WorkerDied("not known", claim.worker_deaths))
+        else:
+            job.step = Step.WORK  # failures in a row go on counting
 
     def _on_death_counted(self, job: Job, deaths: int) -> None:
-        assert job.claim is not None
-        job.claim = replace(job.claim, worker_deaths=deaths)
-        job.step = Step.WORK
+        assert isinstance(job.condemned_by, WorkerDied)
+        cause = job.condemned_by.cause
         if deaths >= self._config.workers.max_deaths:
-            self._judge(job, WorkerDied(job.death_cause, deaths))
-        elif not self._fates.retry(job, "worker_died", f"{job.death_cause}; {deaths} deaths so far"):
+            job.condemned_by = WorkerDied(cause, deaths)
+            self._claim_anew(job)
+        elif self._fates.retry(job, "worker_died", f"{cause}; {deaths} deaths so far"):
+            job.condemned_by = None
+            self._claim_anew(job)
+        else:
             self.drop(job, "stopping")
+
+    def _claim_anew(self, job: Job) -> None:
+        """Claim again before an event is tried again or given up that a worker had.
+
+        Notes
+        -----
+        The worker may have stored it before it died or lost touch with the database; the ledger alone knows, and to a
+        claim it says so. A second worker under the same claim would write over the outbox file of what is stored.
+        """
+        if job.claim is not None:
+            self._release(job.claim)
+        job.claim, job.step = None, Step.CLAIM
 
     def _on_published(self, job: Job, receipt: Receipt, seconds: float) -> None:
         publication = job.publication
@@ -349,7 +369,7 @@ class Exposures:
                 self._metrics.count_worker_death(cause)
                 job = None if ticket is None else self._lanes.job(ticket)
                 if job is not None:
-                    job.death_cause = cause
+                    job.condemned_by = WorkerDied(cause, 0)
                     job.step, job.running = Step.COUNT_DEATH, False  # failures in a row go on counting
             case Finished(ticket, result, seconds):
                 job = self._lanes.job(ticket)
@@ -388,8 +408,15 @@ class Exposures:
     # Claims.
 
     def _judge(self, job: Job, error: Exception, traceback_text: str = "") -> None:
-        if not self._fates.judge(job, error, traceback_text):
+        by_worker = job.step is Step.WORK and job.condemned_by is None
+        stored_nothing = isinstance(error, BadInputError | ProcessingError | NoWorkFound)  # they come before storing
+        if by_worker and not stored_nothing and not self._fates.may_retry(job, error):
+            job.condemned_by, job.condemned_text = error, traceback_text
+            self._claim_anew(job)
+        elif not self._fates.judge(job, error, traceback_text):
             self.drop(job, str(error))
+        elif job.step is Step.WORK:
+            self._claim_anew(job)
 
     def _release(self, claim: Claimed) -> None:
         self._clerk.submit(_ignore, partial(self._ledger.release_claim, claim))

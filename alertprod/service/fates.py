@@ -70,7 +70,7 @@ class Fates:
                 return False
             case BrokerUnavailable():  # nothing can be sent, a dead letter no more than alerts
                 return self.retry(job, error.reason(), str(error))
-            case TransientError() | PartialWriteError() if not self._is_too_late_to_retry(job, error):
+            case TransientError() | PartialWriteError() if self.may_retry(job, error):
                 return self.retry(job, error.reason(), str(error))
             case NoWorkFound():
                 log_of(job).info("nothing to do", reason=error.reason(), problem=str(error))
@@ -107,11 +107,14 @@ class Fates:
         """Tell whether a job's event is too old to begin with; replays never are."""
         return self._clock.unix_s() - self._born_unix_s(job) > self._config.limits.max_event_age_s
 
-    def _is_too_late_to_retry(self, job: Job, error: Exception) -> bool:
+    def may_retry(self, job: Job, error: Exception) -> bool:
+        """Tell whether an error may pass, and the event is young enough to wait for it."""
+        if not isinstance(error, TransientError | PartialWriteError):
+            return False
         waited_s = self._clock.unix_s() - job.received_unix_s
         if isinstance(error, ImageNotYetAvailable) and waited_s > self._config.limits.image_wait_s:
-            return True
-        return self.is_expired(job)
+            return False
+        return not self.is_expired(job)
 
     def _born_unix_s(self, job: Job) -> float:
         """Return since when a job ages: shutter close; for replays, which are old by nature, when it was received."""

@@ -57,7 +57,12 @@ class Job:
     """Of the job as a whole: what a dead letter says."""
     failures: int = 0
     """In a row, of this step: what back-off counts."""
-    death_cause: str = ""
+    condemned_by: Exception | None = None
+    """What to give it up with, should the ledger say that nothing was stored."""
+    condemned_text: str = ""
+    """Its traceback, where it came from a worker."""
+    claimed_here: bool = False
+    """Whether this job has been claimed before: then its claims say nothing of earlier daemons."""
     alone: bool = False
     """It was claimed three times without an outcome: nothing may run beside it."""
 

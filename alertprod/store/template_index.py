@@ -1,5 +1,6 @@
 """The index of template tiles: where each one lies on the sky, so that a query opens no image."""
 
+import fnmatch
 import json
 import os
 import uuid
@@ -132,6 +133,7 @@ def index_templates(
     profile: InstrumentProfile | None = None,
     *,
     band: str | None = None,
+    pattern: str = "*",
     index_uri: str | None = None,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> IndexReport:
@@ -145,6 +147,8 @@ def index_templates(
         How to read these files.
     band
         The band of all of them, where their headers do not say.
+    pattern
+        What the names of the files match, with ``*`` and ``?``, where others lie beside them.
     index_uri
         Where the index goes; ``templates.json`` in `folder` by default.
     on_tile
@@ -160,7 +164,7 @@ def index_templates(
     Each file is read as a whole: what cannot be read is found by day, here, and not by night.
     """
     root = folder.rstrip("/")
-    uris = _list_images(root)
+    uris = [uri for uri in _list_images(root) if fnmatch.fnmatchcase(uri.rpartition("/")[2], pattern)]
     images = ImageStore()
     tiles: list[TemplateTile] = []
     unusable: list[BadInputError] = []

@@ -56,8 +56,7 @@ class ImageDifferenceConfig(Config):
     convolveTemplate = Field(
         dtype=bool,
         default=True,
-        optional=True,
-        doc="Convolve the template (True) or the science image (False); None takes the sharper of the two",
+        doc="Convolve the template (True) or the science image (False), where subtract.al.mode does not say",
     )
     requiredTemplateFraction = Field(
         dtype=float, default=0.1, doc="Least share of the exposure with template data; 0 tries always"

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import numpy as np
-from lsst.pex.config import Config, ConfigChoiceField, makeRegistry
+from lsst.pex.config import ChoiceField, Config, ConfigChoiceField, makeRegistry
 
 from alertprod._typing import FloatArray
 from alertprod.images.exposure import Exposure
@@ -12,6 +12,8 @@ from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.tasks.config_fields import make_config_class
 from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
 
+_MODES: dict[str, ConvolveMode] = {"convolveTemplate": "template", "convolveScience": "science", "auto": "auto"}
+
 PsfMatchConfigAL = make_config_class("PsfMatchConfigAL", AlardLuptonConfig)
 PsfMatchConfigAL.__module__ = __name__
 
@@ -19,6 +21,17 @@ PsfMatchConfigAL.__module__ = __name__
 class ImagePsfMatchConfig(Config):
     """How two images are matched."""
 
+    mode = ChoiceField(
+        dtype=str,
+        allowed={
+            "convolveTemplate": "Always the template",
+            "convolveScience": "Always the science image",
+            "auto": "The sharper of the two",
+        },
+        default=None,
+        optional=True,
+        doc="Image to convolve; by default what the caller says",
+    )
     kernel = ConfigChoiceField(doc="Kind of kernel", typemap={"AL": PsfMatchConfigAL}, default="AL")
 
 
@@ -34,7 +47,7 @@ class ImagePsfMatchTask(Task):
         templateExposure: Exposure,
         scienceExposure: Exposure,
         candidateList: "KernelCandidates",
-        convolveTemplate: bool | None = True,
+        convolveTemplate: bool = True,
     ) -> Struct:
         """Match and subtract two exposures of one pixel grid.
 
@@ -43,7 +56,7 @@ class ImagePsfMatchTask(Task):
         candidateList
             Stars to fit the kernel on.
         convolveTemplate
-            Convolve the template (True), the science exposure (False), or the sharper of them (None).
+            Convolve the template, or else the science exposure; the configuration's `mode` goes before.
 
         Returns
         -------
@@ -61,9 +74,7 @@ class ImagePsfMatchTask(Task):
         if scienceExposure.psf is None or templateExposure.psf is None:
             which = "science" if scienceExposure.psf is None else "template"
             raise TaskError(f"the {which} exposure has no psf")
-        mode: ConvolveMode = "auto"
-        if convolveTemplate is not None:
-            mode = "template" if convolveTemplate else "science"
+        asked = self.config.mode or ("convolveTemplate" if convolveTemplate else "convolveScience")
         match = match_images(
             scienceExposure.masked_image,
             templateExposure.masked_image,
@@ -73,7 +84,7 @@ class ImagePsfMatchTask(Task):
             star_y=candidateList.y,
             star_flux=candidateList.flux,
             config=self.config.kernel["AL"].makeSettings(),
-            convolve=mode,
+            convolve=_MODES[asked],
         )
         convolved = scienceExposure if match.convolved == "science" else templateExposure
         difference = Exposure(
