@@ -87,9 +87,9 @@ def make_bench(folder: Path, *, workers: int = 1, partitions: int = 2, **limits:
         (folder / name).mkdir(exist_ok=True)
     config = DaemonConfig(
         instruments={"Camera": InstrumentConfig()},
-        workers=WorkersConfig(count=workers, deadline_s=3.0, memory_limit_bytes=512 << 20),
+        workers=WorkersConfig(count=workers, deadline_s=3.0, memory_limit_bytes=300 << 20),
         limits=LimitsConfig(**({"retry_first_s": 0.05, "retry_max_s": 0.2, "revoke_s": 5.0, "drain_s": 20.0} | limits)),
-        log=LogConfig(level="warning"),
+        log=LogConfig(level="error"),
     )
     return Bench(
         folder=folder,

@@ -4,6 +4,7 @@ Worker processes import this module by its name, which is why it lies here and n
 """
 
 import os
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -67,7 +68,9 @@ class FakePipeline:
     def process(self, order: WorkOrder) -> WorkResult:
         event = order.event
         seen = self._note(event)
-        match (event.target_name or "store").split():
+        if seen > 0 and event.target_name.endswith(" once"):
+            return self._store(order)
+        match event.target_name.removesuffix(" once").split():
             case ["store"]:
                 pass
             case ["sleep", seconds]:
@@ -76,10 +79,8 @@ class FakePipeline:
                 time.sleep(3600)
             case ["crash"]:
                 os._exit(11)
-            case ["crash", "once"] if seen == 0:
-                os._exit(11)
             case ["eat"]:
-                hoard = [bytearray(os.urandom(1 << 20)) for _ in range(600)]
+                hoard = [os.urandom(1 << 20) for _ in range(400)]
                 time.sleep(3600 * len(hoard))
             case ["away", times] if seen < int(times):
                 raise StoreUnavailable("away")
@@ -93,7 +94,9 @@ class FakePipeline:
                 raise NoTemplateCoverage(0.0, 0.1)
             case ["bug"]:
                 return {}["no such key"]
-            case ["lose", "claim"] if seen == 0:
+            case ["unpicklable"]:
+                return WorkResult(outcome="failed", traceback="lambda", counts={"x": lambda: 0})
+            case ["lose", "claim"]:
                 return WorkResult(outcome="claim_lost")
         return self._store(order)
 
@@ -123,8 +126,11 @@ class FakePipeline:
                 outbox_sha256=outbox.sha256,
                 summary=summary_facts(event, **facts),
             )
-        if event.target_name == "die stored":
+        if event.target_name == "store, die once":
             os._exit(12)
+        if event.target_name == "store, kill the daemon once":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(3600)
         return WorkResult(outcome="stored", outbox=outbox, cache=CacheUse(hits=1, misses=2, size_bytes=3), **facts)
 
 
