@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from alertprod._typing import FloatArray, IntArray
 from alertprod.detection import _loops
@@ -218,6 +219,7 @@ def _find_footprints(
     first_number = 0
     for group in groups:
         grown, owner, count = _loops.label_pixels(painted, group)
+        owner, count = _split_neighbours(masked_image.shape, grown, owner, count, pixels, bits & group)
         peaks = peak_pixels[(peak_bits & group) != 0]
         all_pixels.append(grown)
         all_owners.append(owner + first_number)
@@ -235,6 +237,60 @@ def _find_footprints(
         peak_significance=significance.reshape(-1)[peaks],
     )
     return footprints, painted
+
+
+def _split_neighbours(
+    shape: tuple[int, int], grown: IntArray, owner: IntArray, count: int, pixels: IntArray, bits: IntArray
+) -> tuple[IntArray, int]:
+    """Give detections of one sign that touch only since they were grown footprints of their own.
+
+    A component with both signs stays whole: it is a dipole, or the residual of a bright star.
+
+    Parameters
+    ----------
+    grown, owner, count
+        Flat indices of grown pixels, rising, the component of each, and how many components there are.
+    pixels, bits
+        Flat indices of detected pixels, and their signs.
+
+    Returns
+    -------
+    tuple
+        New owners of `grown`, and how many there are.
+    """
+    pixels, bits = pixels[bits != 0], bits[bits != 0]
+    if not len(pixels):
+        return owner, count
+    component = owner[np.searchsorted(grown, pixels)]
+    signs = np.zeros(count, dtype=bits.dtype)
+    np.bitwise_or.at(signs, component, bits)
+    detected = np.zeros(shape, dtype=np.uint8)
+    detected.reshape(-1)[pixels] = bits
+    island = np.zeros(len(pixels), dtype=np.int64)
+    first = 0
+    for sign in (_loops.POSITIVE, _loops.NEGATIVE):
+        of_sign, number, n = _loops.label_pixels(detected, sign)
+        island[np.searchsorted(pixels, of_sign)] = number + first
+        first += n
+    pairs = np.unique(np.stack([component, island], axis=1), axis=0)
+    n_islands = np.bincount(pairs[:, 0], minlength=count)
+    crowded = np.flatnonzero((n_islands > 1) & (signs != (_loops.POSITIVE | _loops.NEGATIVE)))
+    if not len(crowded):
+        return owner, count
+    owner = owner.copy()
+    order, starts = np.argsort(owner, kind="stable"), np.zeros(count + 1, dtype=np.int64)
+    starts[1:] = np.cumsum(np.bincount(owner, minlength=count))
+    n_columns = shape[1]
+    for number in crowded:
+        mine = order[starts[number] : starts[number + 1]]
+        core = np.flatnonzero(component == number)
+        tree = cKDTree(np.stack([pixels[core] // n_columns, pixels[core] % n_columns], axis=1))
+        nearest = tree.query(np.stack([grown[mine] // n_columns, grown[mine] % n_columns], axis=1))[1]
+        islands, split = np.unique(island[core][nearest], return_inverse=True)
+        # The first keeps the component's number.
+        owner[mine] = np.where(split == 0, number, count + split - 1)
+        count += len(islands) - 1
+    return owner, count
 
 
 def _drop_small(shape: tuple[int, int], pixels: IntArray, bits: IntArray, min_pixels: int) -> tuple[IntArray, IntArray]:

@@ -7,6 +7,7 @@ import numpy as np
 from lsst.pex.config import Config, Field, RangeField
 
 from alertprod.detection.background import estimate_background
+from alertprod.detection.cosmic_rays import find_cosmic_rays
 from alertprod.detection.stars import StarList, find_stars
 from alertprod.errors import InsufficientPsfStars
 from alertprod.images.exposure import Exposure
@@ -31,13 +32,16 @@ class CharacterizeConfig(Config):
     backgroundBinSize = RangeField(
         dtype=int, default=128, min=16, doc="Side of the sky's bins, pixels: far larger than any star's halo"
     )
+    doFindCosmicRays = Field(
+        dtype=bool, default=True, doc="Mark what is sharper than the PSF allows, where nobody has marked it before"
+    )
     maxSkyPulls = Field(
         dtype=float, default=0.5, doc="The level that counts as clearly not zero, in units of a pixel's noise"
     )
 
 
 class CharacterizeTask(Task):
-    """Subtract the sky where it is there, find stars, and fit a PSF where there is none."""
+    """Subtract the sky where it is there, find stars, fit a PSF where there is none, mark cosmic rays."""
 
     ConfigClass = CharacterizeConfig
     _DefaultName: ClassVar[str] = "characterize"
@@ -49,7 +53,7 @@ class CharacterizeTask(Task):
         Returns
         -------
         Struct
-            exposure: with sky subtracted and with a PSF, the given one where nothing was missing; selectSources:
+            exposure: with sky subtracted, with a PSF, cosmic rays marked, its planes not shared with the given one's; selectSources:
             `KernelCandidates`.
 
         Raises
@@ -79,6 +83,11 @@ class CharacterizeTask(Task):
                 ),
             )
             self.metadata.update(nPsfStars=fitted.n_used)
+        psf = exposure.psf
+        if self.config.doFindCosmicRays and psf is not None:
+            exposure = exposure.copy()
+            hits = find_cosmic_rays(exposure.masked_image, psf, set_planes=True)
+            self.metadata["nCosmicRayPixels"] = int(hits.sum())
         return Struct(exposure=exposure, selectSources=_as_candidates(stars))
 
     def selectKernelSources(self, exposure: Exposure) -> KernelCandidates:

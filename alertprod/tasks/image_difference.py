@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from lsst.pex.config import Config, ConfigurableField, Field, FieldValidationError, RegistryField
+from lsst.pex.config import Config, ConfigurableField, Field, FieldValidationError, RangeField, RegistryField
 
+from alertprod.detection.background import estimate_background
 from alertprod.errors import NoTemplateCoverage
 from alertprod.ids import IdFactory
 from alertprod.images.exposure import Exposure
@@ -26,6 +27,10 @@ from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
 
 _NOT_SKY = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
 """Pixels of these planes do not count for the noise of the difference."""
+
+_BIN_FWHM = 6.0
+"""Bins of the difference's background are at least this many FWHM wide: the light of a star that was not detected must
+not pass for background."""
 
 _KEPT_TEMPLATE_PLANES = ("NO_DATA", "BAD", "HIGH_VARIANCE")
 """What of a template's mask concerns the difference; SAT and INJECTED go on under names of their own, and a tile's
@@ -46,6 +51,15 @@ class ImageDifferenceConfig(Config):
     )
     doDecorrelation = Field(dtype=bool, default=True, doc="Whiten the noise of the difference")
     doSpatiallyVarying = Field(dtype=bool, default=False, doc="Whiten with kernel and noise of each place")
+    doSubtractDiffimBackground = Field(
+        dtype=bool, default=True, doc="Take the smooth background off the difference that the match left in it"
+    )
+    diffimBackgroundBinSize = RangeField(
+        dtype=int,
+        default=40,
+        min=8,
+        doc="Bins of that background, pixels; widened to six PSF FWHM where those are more",
+    )
     doDetection = Field(dtype=bool, default=True, doc="Detect on the difference")
     doMerge = Field(dtype=bool, default=True, doc="Join positive and negative detections that touch")
     doMeasurement = Field(dtype=bool, default=True, doc="Measure what was detected")
@@ -231,6 +245,18 @@ class ImageDifferenceTask(Task):
         )
         return replace(subtractRes.subtractedExposure, masked_image=result.difference, psf=result.psf)
 
+    @timeMethod
+    def _subtract_background(self, difference: Exposure) -> None:
+        """Take the smooth background off a difference, in place; what is detected on it does not count."""
+        self.detection.run(difference, doMerge=False)
+        sky = difference.masked_image.usable(plane_bits(*_NOT_SKY))
+        if not sky.any() or difference.psf is None:
+            return
+        bin_size = max(self.config.diffimBackgroundBinSize, round(_BIN_FWHM * difference.psf.compute_fwhm()))
+        background = estimate_background(difference.image, sky, bin_size=bin_size)
+        difference.masked_image.image -= background.compute_image()
+        self.metadata["diffimBackgroundRms"] = float(background.level.std())
+
     def _detect(
         self,
         difference: Exposure,
@@ -241,6 +267,8 @@ class ImageDifferenceTask(Task):
         """Detect and measure on `difference`, whose planes it may change."""
         if not self.config.doDetection:
             return None
+        if self.config.doSubtractDiffimBackground:
+            self._subtract_background(difference)
         if self.config.doScaleDiffimVariance:
             self.metadata["scaleDiffimVarianceFactor"] = self.scaleVariance.run(difference.masked_image, difference.psf)
         footprints = self.detection.run(difference, doMerge=self.config.doMerge).sources
