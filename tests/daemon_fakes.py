@@ -14,7 +14,6 @@ from pathlib import Path
 
 from alertprod.errors import (
     BadSubtraction,
-    BrokerUnavailable,
     CorruptImage,
     ImageNotYetAvailable,
     NoTemplateCoverage,
@@ -270,6 +269,8 @@ class MemoryProducer:
         now = time.time()
         return Receipt((now,) * len(batch), offsets_committed=True)
 
+    def serve(self) -> None:
+        pass
 
-def broker_is_away() -> BrokerUnavailable:
-    return BrokerUnavailable("away")
+    def close(self, *, timeout_s: float) -> None:
+        self.closed = timeout_s > 0

@@ -44,6 +44,9 @@ _IDLE_POLL_S: Final = 0.5
 _ALIVE_EVERY_S: Final = 60.0
 """Between nights a line a minute tells an idle daemon from a wedged one."""
 
+_SERVE_EVERY_S: Final = 5.0
+"""An idle producer hears of its fencing, and of brokers gone, only when it is served."""
+
 _CLOSE_S: Final = 5.0
 """For each desk to finish what it is at; with the budget to drain well within a supervisor's patience."""
 
@@ -164,7 +167,7 @@ class AlertDaemon:
         )
         self._stop_requested = False
         self._producer_started = False
-        self._alive_at = 0.0
+        self._alive_at = self._serve_at = 0.0
 
     def stop(self) -> None:
         """Take nothing new, finish what is in flight, and let `run` return; safe in a signal handler."""
@@ -343,6 +346,16 @@ class AlertDaemon:
             self._alive_at = now + _ALIVE_EVERY_S
             _log.info("alive", partitions=len(self._lanes), inflight=len(jobs), workers=n_ready)
 
+        if now >= self._serve_at and self._producer_started:
+            self._serve_at = now + _SERVE_EVERY_S
+            self._publisher.submit(self._on_served, self._producer.serve)
+
+    def _on_served(self, report: Report) -> None:
+        if isinstance(report.error, BrokerUnavailable):
+            _log.warning("the producer has a problem", problem=str(report.error))
+        elif report.error is not None:
+            raise report.error
+
     def _is_busy(self) -> bool:
         return bool(self._lanes.jobs) or not self._producer_started or any(state.recovering for state in self._lanes)
 
@@ -368,9 +381,14 @@ class AlertDaemon:
         for job in self._lanes.jobs:
             self._exposures.drop(job, "stopping")
         self._workers.stop()
+        self._publisher.submit(_ignore, partial(self._producer.close, timeout_s=_CLOSE_S / 2))
         for desk in (self._publisher, self._clerk):
             if not desk.close(timeout_s=_CLOSE_S):
                 _log.warning("a desk did not finish", desk=desk.name)
         self._chores.close()
         with suppress(BrokerUnavailable, BrokerFatal):  # the group finds out by itself
             self._consumer.close()
+
+
+def _ignore(_report: Report) -> None:
+    """Nobody reads the inbox any more."""

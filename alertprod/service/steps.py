@@ -79,6 +79,14 @@ class Producer(Protocol):
         """Publish all or, where transactional, nothing."""
         ...
 
+    def serve(self) -> None:
+        """Serve the client's callbacks while there is nothing to publish."""
+        ...
+
+    def close(self, *, timeout_s: float) -> None:
+        """End what is open."""
+        ...
+
 
 class LedgerPort(Protocol):
     """What the service needs of `alertprod.store.ledger.Ledger`."""
