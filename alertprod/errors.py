@@ -9,7 +9,7 @@
     ├─ BadInputError      dead letter, commit
     │  ├─ InvalidEvent, CorruptImage, HeaderMismatch, SchemaMismatch, TemplateUnreadable
     ├─ ProcessingError    dead letter with its numbers, commit
-    │  ├─ InsufficientKernelSources, BadSubtraction, TooManyDiaSources, WorkerDied
+    │  ├─ InsufficientPsfStars, InsufficientKernelSources, BadSubtraction, TooManyDiaSources, WorkerDied
     ├─ NoWorkFound        nothing to do: said in the visit summary, no dead letter
     │  └─ NoTemplateCoverage
     └─ PartialWriteError  stored but not published: publish again, never recompute
