@@ -207,9 +207,10 @@ class ImageDifferenceTask(Task):
             Raised if it is less than requiredTemplateFraction.
         """
         no_data = (template.mask & plane_bits("NO_DATA")) != 0
-        fraction = 1.0 - float(np.count_nonzero(no_data)) / no_data.size
+        n_good = no_data.size - int(np.count_nonzero(no_data))
+        fraction = n_good / no_data.size
         self.metadata["templateCoverage"] = fraction
-        self.log.info("template has %d good pixels (%.1f%%)", no_data.size - no_data.sum(), 100 * fraction)
+        self.log.info("template has %d good pixels (%.1f%%)", n_good, 100 * fraction)
         if fraction < self.config.requiredTemplateFraction:
             raise NoTemplateCoverage(fraction, self.config.requiredTemplateFraction)
         return fraction
