@@ -19,17 +19,29 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import structlog
-
-from alertprod.config import LogConfig
 
 _NOISY_LIBRARIES = ("alembic", "matplotlib", "numba", "fsspec", "asyncio", "botocore", "aiobotocore", "urllib3")
 """Their debug and info lines are about themselves."""
 
 
-def configure_logs(config: LogConfig, *, stream: TextIO | None = None, **facts: str) -> None:
+class LogSettings(Protocol):
+    """What `alertprod.config.LogConfig` says."""
+
+    @property
+    def level(self) -> str:
+        """``debug``, ``info``, ``warning`` or ``error``."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """``json`` or ``console``."""
+        ...
+
+
+def configure_logs(config: LogSettings, *, stream: TextIO | None = None, **facts: str) -> None:
     """Send every line of structlog and of the standard library through one formatter.
 
     Parameters

@@ -274,3 +274,6 @@ class MemoryProducer:
 
     def close(self, *, timeout_s: float) -> None:
         self.closed = timeout_s > 0
+
+    def interrupt(self) -> None:
+        pass

@@ -381,6 +381,7 @@ class AlertDaemon:
         for job in self._lanes.jobs:
             self._exposures.drop(job, "stopping")
         self._workers.stop()
+        self._producer.interrupt()  # whatever is still being published had its time
         self._publisher.submit(_ignore, partial(self._producer.close, timeout_s=_CLOSE_S / 2))
         for desk in (self._publisher, self._clerk):
             if not desk.close(timeout_s=_CLOSE_S):

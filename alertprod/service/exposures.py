@@ -97,7 +97,7 @@ class Exposures:
             state,
             step=Step.PUBLISH,
             received=None,
-            received_unix_s=self._clock.unix_s(),
+            received_unix_s=row.first_claimed_unix_s,  # so that an unreadable file does not block the lane anew
             now=self._clock.monotonic_s(),
         )
         job.key = row.key

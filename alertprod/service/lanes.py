@@ -8,16 +8,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 from alertprod.service.publications import Publication
 from alertprod.service.work import WorkOrder, WorkResult
 from alertprod.store.ledger import Claimed, ExposureKey, LedgerRow
+from alertprod.stream.dead_letter import is_dead_letter_replay
 from alertprod.stream.messages import VisitReady
 from alertprod.stream.records import Lane, Received
-
-REOPEN_HEADER: Final = "alertprod-reopen"
-"""On an event that is the replay of a dead letter: an end without stored bytes is claimed again."""
 
 
 class Step(StrEnum):
@@ -74,7 +72,7 @@ class Job:
     @property
     def is_reopening(self) -> bool:
         """Whether its event is the replay of a dead letter."""
-        return self.received is not None and any(name == REOPEN_HEADER for name, _ in self.received.headers)
+        return self.received is not None and is_dead_letter_replay(self.received)
 
     @property
     def is_under_way(self) -> bool:

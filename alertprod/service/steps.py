@@ -83,6 +83,10 @@ class Producer(Protocol):
         """Serve the client's callbacks while there is nothing to publish."""
         ...
 
+    def interrupt(self) -> None:
+        """Abort the publication under way; from any thread."""
+        ...
+
     def close(self, *, timeout_s: float) -> None:
         """End what is open."""
         ...

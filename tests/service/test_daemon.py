@@ -9,10 +9,9 @@ from daemon_fakes import N_ALERTS, MemoryProducer, make_event
 
 from alertprod.errors import BrokerUnavailable, StoreUnavailable
 from alertprod.service.daemon import EXIT_FATAL, EXIT_OK
-from alertprod.service.lanes import REOPEN_HEADER
 from alertprod.service.work import WorkOrder
 from alertprod.store.ledger import EventPosition, ExposureKey, LedgerState
-from alertprod.stream.dead_letter import parse_dead_letter
+from alertprod.stream.dead_letter import REPLAY_HEADER, parse_dead_letter
 from alertprod.stream.errors import ProducerFenced
 from alertprod.stream.messages import NextVisit, decode_visit_summary, encode_event, hash_bodies
 from alertprod.stream.records import Lane, Received
@@ -70,7 +69,7 @@ def night(tmp_path_factory):
     broker.send("visit-ready", b"\x00garbage", partition=1)
     broker.send_event(make_event(25, does="corrupt once"), partition=2)
     broker.send_event(make_event(25, does="corrupt once"), partition=2)  # again, and once more as a replay
-    broker.send_event(make_event(25, does="corrupt once"), partition=2, headers=[(REOPEN_HEADER, b"1")])
+    broker.send_event(make_event(25, does="corrupt once"), partition=2, headers=[(REPLAY_HEADER, b"dead-letter")])
     broker.send(
         "next-visit",
         encode_event(

@@ -18,11 +18,11 @@ from alertprod.errors import (
 from alertprod.metrics import Metrics
 from alertprod.service.clock import mjd_tai_from_unix
 from alertprod.service.fates import Fates
-from alertprod.service.lanes import REOPEN_HEADER, Lanes, Step
+from alertprod.service.lanes import Lanes, Step
 from alertprod.service.publications import PublicationMaker
 from alertprod.service.steps import Identity
 from alertprod.store.ledger import ExposureKey
-from alertprod.stream.dead_letter import parse_dead_letter
+from alertprod.stream.dead_letter import REPLAY_HEADER, parse_dead_letter
 from alertprod.stream.errors import BrokerFatal, PartitionRevoked, ProducerFenced
 from alertprod.stream.messages import decode_visit_summary
 from alertprod.stream.records import Lane, Offset, Received
@@ -120,7 +120,7 @@ def test_beyond_the_age_limit_a_transient_failure_is_a_dead_letter(fates, make_j
 def test_replays_age_from_their_receipt(fates, make_job):
     for job in (
         make_job(age_s=1e6, replay=True),
-        make_job(age_s=1e6, headers=((REOPEN_HEADER, b"1"),)),
+        make_job(age_s=1e6, headers=((REPLAY_HEADER, b"dead-letter"),)),
     ):
         assert not fates.is_expired(job)
         fates.judge(job, StoreUnavailable("away"))
