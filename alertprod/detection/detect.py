@@ -55,6 +55,12 @@ class DetectionConfig:
     min_coverage: float = 0.5
     """Share of the filter's power that must lie on usable pixels for a peak to count; 0.5 is a source on the edge."""
 
+    def __post_init__(self) -> None:
+        if not self.threshold > 0:
+            msg = f"threshold is {self.threshold}; it is above 0"
+            raise ValueError(msg)
+        plane_bits(*self.excluded_planes)
+
 
 def detect(
     masked_image: MaskedImage,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from alertprod.errors import ConfigError
+from alertprod.images.mask import MASK_PLANES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,8 @@ class AlardLuptonConfig:
         Raises
         ------
         ConfigError
-            Raised if a size is even, a list's length is not `alard_n_gauss`, or a number is out of its range.
+            Raised if a size is even, a list's length is not `alard_n_gauss`, a number is out of its range, or a plane
+            does not exist.
         """
         for name in ("kernel_size", "kernel_size_min", "kernel_size_max"):
             size = getattr(self, name)
@@ -145,6 +147,12 @@ class AlardLuptonConfig:
             self._reject("max_spatial_iterations", f"{self.max_spatial_iterations} is not within 1 to 5")
         if min(self.spatial_kernel_order, self.spatial_bg_order) < 0:
             self._reject("spatial_kernel_order", "orders are not negative")
+        for name in ("bad_mask_planes", "fill_mask_planes"):
+            unknown = sorted(set(getattr(self, name)) - set(MASK_PLANES))
+            if unknown:
+                self._reject(name, f"there is no {', '.join(unknown)}")
+        if self.n_threads < 1:
+            self._reject("n_threads", f"{self.n_threads} is below 1")
         if self.min_kernel_sources < 1:
             self._reject("min_kernel_sources", f"{self.min_kernel_sources} is below 1")
 

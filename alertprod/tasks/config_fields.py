@@ -8,12 +8,13 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import re
 import textwrap
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lsst.pex.config import Config, ConfigField, Field, FieldValidationError, ListField
+from lsst.pex.config import ChoiceField, Config, ConfigField, Field, FieldValidationError, ListField
 
 from alertprod.errors import ConfigError
 
@@ -60,6 +61,9 @@ def make_config_class(
         elif isinstance(default, tuple):
             item = type(default[0]) if default else str
             body[camel] = ListField(doc=doc, dtype=item, default=list(default))
+        elif typing.get_origin(hints[field.name]) is typing.Literal:
+            allowed = {str(choice): "" for choice in typing.get_args(hints[field.name])}
+            body[camel] = ChoiceField(doc=doc, dtype=str, allowed=allowed, default=default)
         else:
             kind = _scalar_type(hints[field.name], default)
             body[camel] = Field(doc=doc, dtype=kind, default=default, optional=default is None)
@@ -75,8 +79,17 @@ def make_config_class(
             make_settings(self)
         except (ConfigError, ValueError, KeyError) as error:
             at = getattr(error, "field", None)
-            camel = next((c for c, snake in names.items() if snake == at), next(iter(names)))
-            raise FieldValidationError(self._fields[camel], self, getattr(error, "problem", str(error))) from error
+            camel = next((c for c, snake in names.items() if snake == at), None) or find_culprit(self)
+            raise FieldValidationError(self._fields[camel], self, _describe(error)) from error
+
+    def find_culprit(self: Any) -> str:
+        """Return the field that the dataclass refuses by itself, the first one where only several together are wrong."""
+        for camel, snake in names.items():
+            try:
+                settings(**{snake: _plain(getattr(self, camel))})
+            except (ConfigError, ValueError, KeyError):
+                return camel
+        return next(iter(names))
 
     body["makeSettings"] = make_settings
     body["validate"] = validate
@@ -103,7 +116,8 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any], *, source: str
     try:
         config.validate()
     except FieldValidationError as error:
-        raise ConfigError(source, error.fullname, _explain(error)) from error
+        # Named as an override would name it: subtract.al.mode, not subtract['al'].mode.
+        raise ConfigError(source, re.sub(r"\['(\w+)'\]", r".\1", error.fullname), _explain(error)) from error
 
 
 def _set(node: Any, name: str, value: Any) -> None:
@@ -111,7 +125,7 @@ def _set(node: Any, name: str, value: Any) -> None:
         if name not in node._fields:
             raise AttributeError("no such field")
     elif name != "name":
-        raise AttributeError(f"a choice has .name or one of {list(node.types)}")
+        raise AttributeError(f"a choice has .name or one of {_choices(node)}")
     setattr(node, name, value)
 
 
@@ -123,15 +137,27 @@ def _child(node: Any, part: str) -> Any:
         child = getattr(node, part)
         # A subtask's field holds the subtask's configuration.
         return child.value if isinstance(getattr(child, "value", None), Config) else child
-    if part not in node.types:
-        raise AttributeError(f"{part!r} is not one of {list(node.types)}")
+    if part not in _choices(node):
+        raise AttributeError(f"{part!r} is not one of {_choices(node)}")
     return node[part]
+
+
+def _choices(node: Any) -> list[str]:
+    if not hasattr(node, "types"):
+        raise AttributeError("there is nothing below a plain value")
+    return list(node.types)
 
 
 def _explain(error: Exception) -> str:
     """Return what is wrong, without the places in the source that pex_config adds."""
     first = str(error).splitlines()[0]
     return first.partition("failed validation: ")[2] or first
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"there is no {error.args[0]!r}"
+    return str(getattr(error, "problem", error))
 
 
 def _plain(value: Any) -> Any:

@@ -72,8 +72,13 @@ class ImageDifferenceConfig(Config):
         default=True,
         doc="Convolve the template (True) or the science image (False), where subtract.al.mode does not say",
     )
-    requiredTemplateFraction = Field(
-        dtype=float, default=0.1, doc="Least share of the exposure with template data; 0 tries always"
+    requiredTemplateFraction = RangeField(
+        dtype=float,
+        default=0.1,
+        min=0.0,
+        max=1.0,
+        inclusiveMax=True,
+        doc="Least share of the exposure with template data; 0 tries always",
     )
     characterize = ConfigurableField(target=CharacterizeTask, doc="Find stars, and a PSF where there is none")
     subtract = RegistryField(registry=subtractAlgorithmRegistry, default="al", doc="Way to subtract")

@@ -3,13 +3,13 @@
 from typing import ClassVar
 
 import numpy as np
-from lsst.pex.config import Config, Field, ListField
+from lsst.pex.config import Config, Field, FieldValidationError, ListField
 
 from alertprod.detection.background import estimate_background
 from alertprod.detection.detect import compute_significance, make_filter_kernel
 from alertprod.errors import BadSubtraction
 from alertprod.images.exposure import Exposure
-from alertprod.images.mask import plane_bits
+from alertprod.images.mask import MASK_PLANES, plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.task import Task, timeMethod
@@ -35,6 +35,13 @@ class ScaleVarianceConfig(Config):
         " images that were resampled before, the variance is raised to it: a flux error must be right, and 5 sigma"
         " be 5 sigma",
     )
+
+    def validate(self) -> None:
+        """Refuse planes that do not exist."""
+        Config.validate(self)
+        unknown = sorted(set(self.maskPlanes) - set(MASK_PLANES))
+        if unknown:
+            raise FieldValidationError(type(self).maskPlanes, self, f"there is no {', '.join(unknown)}")
 
 
 class ScaleVarianceTask(Task):
