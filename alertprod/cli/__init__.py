@@ -20,6 +20,11 @@ def main() -> None:
     except AlertprodError as error:
         print(f"alertprod: {error.reason()}: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # no file that was named on the command line
+            raise
+        print(f"alertprod: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
 
 
 __all__ = ["main"]

@@ -36,12 +36,15 @@ def difference(
     ] = "auto",
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Task setting, for example detection.thresholdValue=6; can be repeated."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Setting of the task; can be repeated."),
     ] = None,
     table: Annotated[Literal["ecsv", "parquet"], typer.Option(help="Format of the DiaSource table.")] = "ecsv",
     as_json: JsonOption = False,
 ) -> None:
-    """Subtract a template from a science image; write difference, template, DiaSources, alerts and a picture."""
+    """Subtract a template from a science image; write difference, template, DiaSources, alerts and a picture.
+
+    A setting is a field of the task's configuration, as the daemon's file has them: --set detection.thresholdValue=6.
+    """
     from alertprod.factory import create_task
     from alertprod.images.fits_io import load_exposure
     from alertprod.images.profile import load_profile

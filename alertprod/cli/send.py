@@ -11,7 +11,7 @@ import typer
 from alertprod.cli.config import ConfigOption
 from alertprod.cli.console import err, print_json, progress_bar
 from alertprod.config import DaemonConfig, load_config
-from alertprod.errors import BadInputError, InvalidEvent
+from alertprod.errors import AlertprodError, BadInputError, ImageNotYetAvailable, InvalidEvent
 
 if TYPE_CHECKING:
     from alertprod.stream.messages import VisitReady
@@ -23,7 +23,7 @@ def send(
     files: Annotated[list[Path], typer.Argument(help="Images (FITS), or events (.json, .jsonl: one a line).")],
     config: ConfigOption = None,
     instrument: Annotated[
-        str | None, typer.Option(help="Instrument of the images, as [instruments.NAME] of the configuration.")
+        str | None, typer.Option(help="Instrument of the images, as \\[instruments.NAME] of the configuration.")
     ] = None,
     template: Annotated[
         list[Path] | None, typer.Option(help="Template tile to name in the events; can be repeated.")
@@ -34,7 +34,7 @@ def send(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the events as JSON lines; send nothing.")] = False,
 ) -> None:
-    """Send visit-ready events to the daemon's topic; exit status 1 where a file gave none (the others are sent)."""
+    """Send visit-ready events to the daemon's topic; exit status 1 where one could not be made (the others are sent)."""
     from alertprod.stream.messages import encode_visit_ready
     from alertprod.stream.producer import AlertProducer
     from alertprod.stream.records import OutgoingMessage
@@ -44,11 +44,12 @@ def send(
     n_bad = 0
     events: list[VisitReady] = []
     for path in files:
-        try:
-            events.extend(_read_events(path, loaded, instrument, uris, replay=replay))
-        except BadInputError as error:
-            n_bad += 1
-            err.print(f"{path}: {error}", markup=False, style="red")
+        for found in _read_events(path, loaded, instrument, uris, replay=replay):
+            if isinstance(found, AlertprodError):
+                n_bad += 1
+                err.print(f"{path}: {found}", markup=False, style="red")
+            else:
+                events.append(found)
     if dry_run:
         for event in events:
             print_json(event.model_dump(exclude_none=True))
@@ -71,22 +72,31 @@ def send(
 
 def _read_events(
     path: Path, config: DaemonConfig, instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
-) -> "Iterator[VisitReady]":
-    """Yield the events of a file of events, or the one of an image."""
+) -> "Iterator[VisitReady | AlertprodError]":
+    """Yield the events of a file of events, or the one of an image; in place of an event what is wrong with it."""
     from alertprod.stream.messages import decode_visit_ready
 
     if path.name.endswith(_IMAGE_SUFFIXES):
-        yield _make_event(path, config, instrument, templates, replay=replay)
+        try:
+            yield _make_event(path, config, instrument, templates, replay=replay)
+        except (BadInputError, ImageNotYetAvailable) as error:
+            yield error
         return
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidEvent("(file)", str(error)) from error
+        yield InvalidEvent("(file)", str(error))
+        return
     lines = text.splitlines() if path.suffix == ".jsonl" else [text]
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        event = decode_visit_ready(line.encode())
+        try:
+            event = decode_visit_ready(line.encode())
+        except InvalidEvent as error:
+            where = f"line {number}: " if path.suffix == ".jsonl" else ""
+            yield InvalidEvent(error.field, f"{where}{error.problem}")
+            continue
         yield event.model_copy(update={"replay": True}) if replay else event
 
 
