@@ -1,9 +1,14 @@
 """Fixtures of the whole suite."""
 
+import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from kafka_broker import BrokerMissing, ExistingBroker, find_broker
+
+if TYPE_CHECKING:
+    from alertprod.sim.night import Night
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +20,17 @@ def kafka_broker() -> Iterator[ExistingBroker]:
         pytest.skip(f"no Kafka: {missing}")
     yield broker
     broker.close()
+
+
+@pytest.fixture(scope="session")
+def small_night(tmp_path_factory) -> "Night":
+    """Three visits of two detectors of 512², just taken, with indexed template tiles; nobody writes into it."""
+    from alertprod.service.clock import mjd_tai_from_unix  # compiled loops: only where a sky is drawn
+    from alertprod.sim.night import NightConfig, make_night
+    from alertprod.store.template_index import index_templates
+
+    start = mjd_tai_from_unix(time.time() - 180.0)
+    config = NightConfig(seed=11, n_visits=3, n_detectors=2, size=512, start_mjd_tai=start)
+    night = make_night(tmp_path_factory.mktemp("small-night"), config)
+    index_templates(str(night.templates_directory))
+    return night

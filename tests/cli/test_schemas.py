@@ -1,0 +1,32 @@
+from alertprod.alerts.avro import ALERT_SCHEMA_ID
+
+
+def test_the_alert_schema_has_its_id_and_fingerprint(alertprod):
+    ran = alertprod("schemas", "ls", "--json")
+    assert ran.status == 0
+    rows = {row["name"]: row for row in ran.json}
+    alert = rows["lsst.v11_1.alert"]
+    # Of the published schema: what brokers look up and what its canonical form hashes to.
+    assert (alert["version"], alert["schema_id"], alert["fingerprint"]) == ("11.1", 1101, "a960816bc1c3d70c")
+    assert alert["schema_id"] == ALERT_SCHEMA_ID
+    assert {name for name in rows if name.startswith("alertprod.v1.")} == {
+        "alertprod.v1.visit_ready",
+        "alertprod.v1.next_visit",
+        "alertprod.v1.visit_summary",
+        "alertprod.v1.dead_letter",
+    }
+
+
+def test_no_two_schemas_share_an_id(alertprod):
+    ids = [row["schema_id"] for row in alertprod("schemas", "ls", "--json").json]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_table_says_the_same(alertprod):
+    ran = alertprod("schemas", "ls")
+    assert ran.status == 0
+    assert [
+        line
+        for line in ran.out.splitlines()
+        if "lsst.v11_1.alert" in line and "1101" in line and "a960816bc1c3d70c" in line
+    ]
