@@ -10,6 +10,7 @@ import typer
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, out, print_json
 from alertprod.config import load_config
+from alertprod.errors import SchemaMismatch
 
 app = typer.Typer(help="Look at alerts: on their topic, or in a file.", no_args_is_help=True)
 
@@ -95,10 +96,13 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
 
     with file.open("rb") as stream:
         is_message = stream.read(1) == b"\x00"
-    if is_message:
-        yield decode_alert(file.read_bytes())
-    else:
-        yield from read_alerts(file)
+    try:
+        if is_message:
+            yield decode_alert(file.read_bytes())
+        else:
+            yield from read_alerts(file)
+    except SchemaMismatch as error:
+        raise SchemaMismatch(f"{file}: {error}") from error
 
 
 def _print_line(packet: dict[str, Any], *, as_json: bool) -> None:

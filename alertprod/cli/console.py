@@ -15,10 +15,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-out = Console(highlight=False)
-"""Results: standard output."""
+out = Console(highlight=False, soft_wrap=True)
+"""Results: standard output. Lines are left to the terminal to wrap: a path broken in two is no path for a program."""
 
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and remarks: standard error, so that results can be piped."""
 
 

@@ -9,35 +9,30 @@ from rich.table import Table
 
 
 def make_alerts_table(packets: Iterable[Mapping[str, Any]], *, title: str | None = None) -> Table:
-    """Return one row an alert, in the order given; what is null is a dash."""
-    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD)
-    for name in ("diaSource", "diaObject"):
-        # Folded where the terminal is narrow: an id cut short is no id.
-        table.add_column(name, overflow="fold")
-    for name in ("visit", "det"):
-        table.add_column(name, justify="right")
-    table.add_column("band")
-    table.add_column("TAI")
-    for name in ("ra", "dec", "S/N", "flux nJy", "±", "n"):
+    """Return two lines an alert, in the order given; what is null is a dash.
+
+    Notes
+    -----
+    Two lines, so that 80 columns hold ids of 19 digits whole: an id cut short is no id.
+    """
+    table = Table(title=title, header_style="bold", box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("diaSource\ndiaObject", no_wrap=True)
+    table.add_column("visit/detector band\nmidpoint, TAI", no_wrap=True)
+    for name in ("ra\ndec", "S/N", "flux\n± nJy", "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("kind")
+    table.add_column("kind", no_wrap=True)
     for packet in packets:
         source, parent = packet["diaSource"], packet["diaObject"]
         kinds = [word for word, field in (("dipole", "isDipole"), ("negative", "isNegative")) if source[field]]
+        time = Time(source["midpointMjdTai"], format="mjd", scale="tai").strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(
-            str(source["diaSourceId"]),
-            _text(source["diaObjectId"]),
-            str(source["visit"]),
-            str(source["detector"]),
-            _text(source["band"]),
-            Time(source["midpointMjdTai"], format="mjd", scale="tai").strftime("%Y-%m-%d %H:%M:%S"),
-            f"{source['ra']:.6f}",
-            f"{source['dec']:+.6f}",
+            f"{source['diaSourceId']}\n{_text(source['diaObjectId'])}",
+            f"{source['visit']}/{source['detector']} {_text(source['band'])}\n{time}",
+            f"{source['ra']:.6f}\n{source['dec']:+.6f}",
             _number(source["snr"], ".1f"),
-            _number(source["psfFlux"], ".0f"),
-            _number(source["psfFluxErr"], ".0f"),
+            f"{_number(source['psfFlux'], '.0f')}\n{_number(source['psfFluxErr'], '.0f')}",
             _text(parent and parent["nDiaSources"]),
-            " ".join(kinds),
+            "\n".join(kinds),
         )
     return table
 

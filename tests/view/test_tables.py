@@ -5,8 +5,8 @@ from rich.console import Console
 from alertprod.view.tables import make_alerts_table, make_exposures_table
 
 
-def render(table):
-    console = Console(file=io.StringIO(), width=220)
+def render(table, *, width=220):
+    console = Console(file=io.StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()
 
@@ -20,13 +20,23 @@ def test_alerts_have_a_row_each(packets):
     assert text.count("dipole") == 1
 
 
+def test_eighty_columns_hold_the_longest_ids_whole(packets):
+    longest = (1 << 63) - 1
+    source = packets[0]["diaSource"] | {"diaSourceId": longest, "diaObjectId": longest - 1, "visit": 2025112100001}
+    source |= {"detector": 188, "ra": 359.996741, "psfFlux": -1234567.8, "psfFluxErr": 12345.6, "isNegative": True}
+    text = render(make_alerts_table([{**packets[0], "diaSource": source}]), width=80)
+    for whole in (str(longest), str(longest - 1), "2025112100001/188", "359.996741", "-1234568", "12346", "negative"):
+        assert whole in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_null_is_a_dash(packets):
     packet = {
         **packets[0],
         "diaObject": None,
         "diaSource": {**packets[0]["diaSource"], "snr": None, "diaObjectId": None},
     }
-    assert render(make_alerts_table([packet])).count(" - ") >= 3
+    assert render(make_alerts_table([packet])).split().count("-") == 3  # object, S/N, number of sources
 
 
 def summary(visit, outcome="published", reason=None):
