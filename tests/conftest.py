@@ -27,10 +27,12 @@ def small_night(tmp_path_factory) -> "Night":
     """Three visits of two detectors of 512², just taken, with indexed template tiles; nobody writes into it."""
     from alertprod.service.clock import mjd_tai_from_unix  # compiled loops: only where a sky is drawn
     from alertprod.sim.night import NightConfig, make_night
+    from alertprod.sim.scene import SceneConfig
     from alertprod.store.template_index import index_templates
 
     start = mjd_tai_from_unix(time.time() - 180.0)
-    config = NightConfig(seed=11, n_visits=3, n_detectors=2, size=512, start_mjd_tai=start)
+    scene = SceneConfig(transients_per_arcmin2=8.0, variables_per_arcmin2=2.0)  # small detectors with much to find
+    config = NightConfig(seed=11, n_visits=3, n_detectors=2, size=512, start_mjd_tai=start, scene=scene)
     night = make_night(tmp_path_factory.mktemp("small-night"), config)
     index_templates(str(night.templates_directory))
     return night

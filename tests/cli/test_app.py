@@ -66,3 +66,13 @@ def test_a_process_exits_with_2_where_the_configuration_cannot_be_used(program, 
     assert done.stdout == ""
     assert done.stderr.startswith(f"alertprod: configuration: {path}: workers.count: ")
     assert "Traceback" not in done.stderr
+
+
+def test_lines_with_paths_are_left_whole_on_any_width(alertprod, tmp_path):
+    path = tmp_path / ("long" * 50) / "more"
+    path.parent.mkdir()
+    path.write_text("[instruments.simcam]")
+    ran = alertprod("config", "check", "-c", path)
+    assert ran.out.splitlines()[0].startswith(f"{path}: good (hash ")
+    ran = alertprod("send", path.with_name("absent.json"), "--dry-run")
+    assert f"'{path.parent}/absent.json'" in ran.err
