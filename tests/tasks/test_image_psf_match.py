@@ -1,0 +1,84 @@
+"""`ImagePsfMatchTask`: which image is convolved, and what the results carry."""
+
+import numpy as np
+import pytest
+from made_skies import SHAPE
+
+from alertprod.errors import InsufficientKernelSources
+from alertprod.tasks.image_psf_match import (
+    ImagePsfMatchConfig,
+    ImagePsfMatchTask,
+    KernelCandidates,
+    subtractAlgorithmRegistry,
+)
+from alertprod.tasks.task import TaskError
+
+
+def make_task(**kernel):
+    config = ImagePsfMatchConfig()
+    config.kernel["AL"].update(**kernel)
+    return ImagePsfMatchTask(config)
+
+
+def test_results_and_metadata_say_what_was_done(pair, stars):
+    task = make_task()
+    made = task.subtractExposures(pair.template, pair.science, stars)
+    assert made.subtractedExposure.shape == made.matchedExposure.shape == SHAPE
+    assert made.warpedExposure is pair.template
+    assert made.psfMatchingKernel is made.match.kernel
+    assert made.backgroundModel is made.match.background
+    assert task.metadata["ALKernelSize"] == made.psfMatchingKernel.size == 21
+    assert task.metadata["ALBasisMode"] == "convolution"
+    assert task.metadata["convolvedExposure"] == "Template"
+    assert task.metadata["nKernelSources"] == len(made.kernelSources)
+    assert task.metadata["nKernelSources"] + task.metadata["nKernelSourcesRejected"] <= len(stars)
+    # One flux scale in both images; bright stars hold the sum to far better than their count's noise.
+    assert task.metadata["spatialKernelSum"] == pytest.approx(1.0, abs=5e-3)
+    assert made.matchedExposure.psf is pair.science.psf
+    assert made.matchedExposure.photo_calib == pair.science.photo_calib
+
+
+def test_the_configurations_mode_goes_before_the_callers_choice(pair, stars):
+    for mode, asked, convolved in (
+        (None, True, "template"),
+        (None, False, "science"),
+        ("convolveTemplate", False, "template"),
+        ("convolveScience", True, "science"),
+        ("auto", False, "template"),
+    ):
+        task = make_task(spatialKernelOrder=0)
+        task.config.mode = mode
+        made = task.subtractExposures(pair.template, pair.science, stars, convolveTemplate=asked)
+        assert made.match.convolved == convolved
+
+
+def test_settings_reach_the_match(pair, stars):
+    made = make_task(kernelSizeMin=27, spatialKernelOrder=0).subtractExposures(pair.template, pair.science, stars)
+    assert made.psfMatchingKernel.size == 27
+
+
+def test_too_few_stars_is_an_error_with_its_numbers(pair, stars):
+    few = KernelCandidates(x=stars.x[:2], y=stars.y[:2], flux=stars.flux[:2])
+    with pytest.raises(InsufficientKernelSources) as caught:
+        make_task().subtractExposures(pair.template, pair.science, few)
+    assert caught.value.n_required == 3
+    assert caught.value.n_sources <= 2
+
+
+@pytest.mark.parametrize("which", ["science", "template"])
+def test_an_exposure_without_a_psf_is_named(pair, stars, which):
+    exposures = {"science": pair.science.copy(), "template": pair.template.copy()}
+    exposures[which].psf = None
+    with pytest.raises(TaskError, match=f"the {which} exposure has no psf"):
+        make_task().subtractExposures(exposures["template"], exposures["science"], stars)
+
+
+def test_candidates_are_arrays_of_floats():
+    candidates = KernelCandidates(x=[1, 2], y=[3, 4], flux=[5, 6])
+    assert len(candidates) == 2
+    assert candidates.x.dtype == np.float64
+
+
+def test_alard_lupton_is_registered_under_the_field_s_name():
+    assert list(subtractAlgorithmRegistry) == ["al"]
+    assert subtractAlgorithmRegistry["al"] is ImagePsfMatchTask
