@@ -144,6 +144,8 @@ def find_stars(masked_image: MaskedImage, *, sigma: float | None = None, config:
     neighbour_flux = _measure(flat, bad, peak_x, peak_y, found, max_iterations=0).flux
     clean = (strength >= config.threshold) & ~_touches(bad, peak_x, peak_y, radius=FWHM_PER_SIGMA * found)
     order = np.flatnonzero(clean)[np.argsort(-neighbour_flux[clean], kind="stable")][:_MAX_MEASURED]
+    if len(order) == 0:
+        return _empty()
     stars = _measure(flat, bad, peak_x[order], peak_y[order], found, max_iterations=50)
     contamination = _contamination(
         peak_x, peak_y, neighbour_flux, order, radius=config.isolation_fwhm * FWHM_PER_SIGMA * found

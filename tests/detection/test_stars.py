@@ -184,6 +184,15 @@ def test_star_loop_equals_its_numpy_twin(make_image):
     np.testing.assert_allclose([x[0], y[0], sigma[0], out[0, 0]], [cx, cy, s, amplitude], rtol=1e-6)
 
 
+def test_a_sky_of_faint_peaks_alone_has_no_stars():
+    # Peaks that count as neighbours are there, none is bright enough for a star; with the width known, nothing else
+    # tells that there is no star.
+    rng = np.random.default_rng(23)
+    shape = (200, 200)
+    sky = MaskedImage(rng.normal(size=shape).astype(np.float32), np.zeros(shape, np.int32), np.ones(shape, np.float32))
+    assert len(find_stars(sky, sigma=1.9)) == 0
+
+
 def test_maxima_are_the_largest_within_the_radius():
     significance = np.random.default_rng(19).normal(size=(40, 45)).astype(np.float32)
     x, y = _star_loops.find_maxima(significance, 1.0, 3)
