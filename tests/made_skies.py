@@ -101,7 +101,7 @@ NIGHT = NightConfig(
     n_visits=2,
     n_detectors=1,
     size=448,
-    template_size=330,
+    template_size=420,
     template_overlap=50,
     scene=SceneConfig(transients_per_arcmin2=8.0, star_flux_njy=(3e3, 2e6)),
 )
