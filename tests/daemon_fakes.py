@@ -212,6 +212,9 @@ class MemoryConsumer:
             self._position[lane] = self._broker.committed.get(lane, 0)
         self._on_assign(lanes)
 
+    def serve(self) -> None:
+        pass
+
     def pause(self, *lanes: Lane) -> None:
         self._paused |= set(lanes)
 

@@ -65,6 +65,10 @@ class DaemonConsumer(steps.Offsets, ChoreConsumer, Protocol):
         """Return the next event, having paused its lane; serve the group."""
         ...
 
+    def serve(self) -> None:
+        """Do what other threads wait for, within a callback."""
+        ...
+
     def pause(self, *lanes: Lane) -> None:
         """Hand out nothing of these lanes."""
         ...
@@ -292,6 +296,7 @@ class AlertDaemon:
         while any(state.job is not None for state in states) and self._clock.monotonic_s() < until:
             self._health.beat()
             self._advance()
+            self._consumer.serve()
             time.sleep(_BUSY_POLL_S)
         self._on_lost(lanes)
 

@@ -4,12 +4,16 @@
 that this process lives. Handing out an event pauses its lane; `resume` opens it again. Nothing is committed
 by itself.
 
-`poll`, `rewind` and `close` belong to one thread, and the callbacks run on it, inside `poll` and `close`. Everything
-else may be called from any thread.
+`poll`, `serve`, `rewind` and `close` belong to one thread, and the callbacks run on it, inside `poll` and `close`.
+Everything else may be called from any thread: the client itself lets no other thread in while one polls (a second
+caller waits for seconds, and for ever during a callback), so others are given what the polling thread has looked up,
+have it commit for them, or ask through a second client.
 """
 
+import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -25,6 +29,9 @@ MAX_POLL_S: Final = 1.0
 
 _NO_OFFSET: Final = 0
 """Logical offsets (none committed, and so on) are negative."""
+
+_COMMIT_TIMEOUT_S: Final = 30.0
+"""Above the client's own patience with a broker that is being replaced."""
 
 LanesCallback = Callable[[frozenset[Lane]], None]
 
@@ -61,6 +68,15 @@ def consumer_configuration(bootstrap_servers: str, group_id: str) -> dict[str, A
         # A broker that is back is found within two seconds, not ten.
         "reconnect.backoff.max.ms": 2_000,
     }
+
+
+@dataclass(slots=True, eq=False)
+class _Commit:
+    """Offsets that a thread waits for the polling thread to commit."""
+
+    positions: list[TopicPartition]
+    is_done: threading.Event = field(default_factory=threading.Event)
+    error: BrokerUnavailable | BrokerFatal | PartitionRevoked | None = None
 
 
 class EventConsumer:
@@ -115,13 +131,20 @@ class EventConsumer:
         self._paused: set[Lane] = set()
         self._waiting: list[Received] = []  # the poll thread's alone; more than one is rare
         self._fatal: BrokerFatal | None = None
+        self._poll_thread: int | None = None
+        self._group_metadata: Any = None
+        self._commits: queue.SimpleQueue[_Commit] = queue.SimpleQueue()
+        self._uncommitted: list[_Commit] = []  # the poll thread's alone: asked for and not answered
         settings = {
             **consumer_configuration(bootstrap_servers, group_id),
             **(options or {}),
             "error_cb": self._on_error,
         }
+        # Never subscribes: it asks for offsets while the other one polls.
+        observing = {name: value for name, value in settings.items() if name != "group.instance.id"}
         try:
-            self._consumer = Consumer(settings, logger=client_log)
+            self._observer = Consumer({**observing, "client.id": "alertprod-observer"}, logger=client_log)
+            self._consumer = Consumer({**settings, "on_commit": self._on_commit}, logger=client_log)
             self._consumer.subscribe(
                 self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
@@ -156,8 +179,12 @@ class EventConsumer:
         BrokerFatal
             Raised if this consumer is finished.
         """
+        self._poll_thread = threading.get_ident()
+        self._begin_commits()
         try:
             message = self._consumer.poll(0.0 if self._next_waiting() else min(max(timeout_s, 0.0), MAX_POLL_S))
+            # The generation in it changes with every rebalance, of which a member need not notice anything.
+            self._group_metadata = self._consumer.consumer_group_metadata()
         except KafkaException as error:
             raise translate(error, "poll") from error
         if self._fatal is not None:
@@ -230,7 +257,19 @@ class EventConsumer:
             for offset in offsets:
                 if offset.lane not in self._assigned:
                     raise PartitionRevoked(*offset.lane)
-        return self._consumer.consumer_group_metadata()
+        if threading.get_ident() == self._poll_thread or self._group_metadata is None:
+            return self._consumer.consumer_group_metadata()
+        return self._group_metadata
+
+    def serve(self) -> None:
+        """Do what other threads wait for; for a callback that waits for them, since nobody polls meanwhile."""
+        while not self._commits.empty():
+            commit = self._commits.get()
+            try:
+                self._commit_now(commit.positions)
+            except (BrokerUnavailable, BrokerFatal, PartitionRevoked) as error:
+                commit.error = error
+            commit.is_done.set()
 
     def commit(self, offsets: Iterable[Offset]) -> None:
         """Commit and wait for the answer: for at-least-once, after all that the event caused is published.
@@ -250,17 +289,51 @@ class EventConsumer:
                 positions.append(TopicPartition(*offset))
         if not positions:
             return
+        if self._poll_thread in {None, threading.get_ident()}:
+            self._commit_now(positions)
+            return
+        commit = _Commit(positions)
+        self._commits.put(commit)
+        if not commit.is_done.wait(_COMMIT_TIMEOUT_S):
+            raise BrokerUnavailable(f"commit of offsets: no answer within {_COMMIT_TIMEOUT_S:.0f} s")
+        if commit.error is not None:
+            raise commit.error
+
+    def _commit_now(self, positions: list[TopicPartition]) -> None:
         try:
             answers = self._consumer.commit(offsets=positions, asynchronous=False) or []
         except KafkaException as error:
-            if is_revoked(kafka_error(error)):
-                raise PartitionRevoked(positions[0].topic, positions[0].partition) from error
-            raise translate(error, "commit of offsets") from error
+            raise _commit_error(kafka_error(error), positions[0]) from error
         for answer in answers:
             if answer.error is not None:
-                if is_revoked(answer.error):
-                    raise PartitionRevoked(answer.topic, answer.partition)
-                raise translate(answer.error, f"commit of {answer.topic}[{answer.partition}]")
+                raise _commit_error(answer.error, answer)
+
+    def _begin_commits(self) -> None:
+        """Send what other threads want committed; `_on_commit` hears the answers, in their order."""
+        while not self._commits.empty():
+            commit = self._commits.get()
+            try:
+                self._consumer.commit(offsets=commit.positions, asynchronous=True)
+            except KafkaException as error:
+                commit.error = _commit_error(kafka_error(error), commit.positions[0])
+                commit.is_done.set()
+            else:
+                self._uncommitted.append(commit)
+
+    def _on_commit(self, error: KafkaError | None, answers: list[TopicPartition]) -> None:
+        wanted = {(answer.topic, answer.partition, answer.offset) for answer in answers}
+        for commit in self._uncommitted:
+            if {(place.topic, place.partition, place.offset) for place in commit.positions} == wanted:
+                break
+        else:  # a commit that the polling thread itself waited for
+            return
+        self._uncommitted.remove(commit)
+        failed = next(((answer.error, answer) for answer in answers if answer.error is not None), None)
+        if failed is not None:
+            commit.error = _commit_error(*failed)
+        elif error is not None:
+            commit.error = _commit_error(error, commit.positions[0])
+        commit.is_done.set()
 
     def committed(self, lanes: Iterable[Lane], *, timeout_s: float = 10.0) -> dict[Lane, int | None]:
         """Return the group's committed offset of each lane, None where nothing was ever committed.
@@ -275,7 +348,7 @@ class EventConsumer:
         if not query:
             return {}
         try:
-            answers = self._consumer.committed(query, timeout=timeout_s)
+            answers = self._observer.committed(query, timeout=timeout_s)
         except KafkaException as error:
             raise translate(error, "committed offsets") from error
         result: dict[Lane, int | None] = {}
@@ -295,7 +368,7 @@ class EventConsumer:
         result = {}
         for lane, offset in self.committed(self.assigned, timeout_s=timeout_s).items():
             try:
-                marks = self._consumer.get_watermark_offsets(TopicPartition(*lane), timeout=timeout_s)
+                marks = self._observer.get_watermark_offsets(TopicPartition(*lane), timeout=timeout_s)
             except KafkaException as error:
                 raise translate(error, f"end of {lane.topic}[{lane.partition}]") from error
             if marks is None:
@@ -308,6 +381,7 @@ class EventConsumer:
         """Leave the group; `on_revoke` is called for what is still ours."""
         try:
             self._consumer.close()
+            self._observer.close()
         except KafkaException as error:
             raise translate(error, "leaving the group") from error
         with self._lock:
@@ -381,6 +455,12 @@ class EventConsumer:
             self._fatal = BrokerFatal(f"consumer: {error.str()} ({error.name()})")
         else:
             log_client_error(error)
+
+
+def _commit_error(error: KafkaError, place: TopicPartition) -> BrokerUnavailable | BrokerFatal | PartitionRevoked:
+    if is_revoked(error):
+        return PartitionRevoked(place.topic, place.partition)
+    return translate(error, f"commit of {place.topic}[{place.partition}]")
 
 
 def to_received(message: Message) -> Received:

@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -222,6 +223,55 @@ def test_the_revoke_callback_may_still_commit(site):
         poll_until(successor, lambda: bool(successor.assigned))
         assert successor.committed([Lane(site.topic, 0)]) == {Lane(site.topic, 0): 1}
         receive_nothing(successor)
+
+
+def test_other_threads_are_answered_while_one_polls(site):
+    # The client lets nobody in while it polls: asked directly, each of these takes up to minutes.
+    site.send(b"a")
+    answers = {}
+
+    def ask(consumer: EventConsumer, event: Received) -> None:
+        answers["metadata"] = consumer.group_metadata([event.next_offset])
+        consumer.commit([event.next_offset])
+        answers["committed"] = consumer.committed([event.lane])
+        answers["lag"] = consumer.lag()[event.lane]
+
+    with site.consumer() as consumer:
+        (event,) = receive(consumer)
+        asking = threading.Thread(target=ask, args=(consumer, event), daemon=True)
+        asking.start()
+        deadline = time.monotonic() + 15
+        while asking.is_alive():
+            assert time.monotonic() < deadline, f"answered so far: {answers}"
+            consumer.poll(0.02)
+    assert answers["metadata"] is not None
+    assert (answers["committed"], answers["lag"]) == ({event.lane: 1}, 0)
+
+
+def test_the_revoke_callback_may_wait_for_another_threads_commit(site):
+    site.send(b"a")
+    committed = threading.Event()
+
+    def publish(lane: Lane) -> None:
+        consumer.group_metadata([Offset(*lane, 1)])
+        consumer.commit([Offset(*lane, 1)])
+        committed.set()
+
+    def on_revoke(lanes: frozenset[Lane]) -> None:
+        lane = next(lane for lane in lanes if lane.partition == 0)
+        threading.Thread(target=publish, args=(lane,), daemon=True).start()
+        deadline = time.monotonic() + 15
+        while not committed.is_set() and time.monotonic() < deadline:
+            consumer.serve()
+            time.sleep(0.02)
+
+    consumer = site.consumer(on_revoke=on_revoke)
+    receive(consumer)
+    consumer.close()
+    assert committed.is_set()
+    with site.consumer() as successor:
+        poll_until(successor, lambda: bool(successor.assigned))
+        assert successor.committed([Lane(site.topic, 0)]) == {Lane(site.topic, 0): 1}
 
 
 def test_a_dead_letter_makes_the_round_trip(site):

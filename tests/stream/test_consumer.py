@@ -58,6 +58,9 @@ class PlayedClient:
     def _note(self, call: str, partitions: list[TopicPartition]) -> None:
         self.calls.append((call, [(each.partition, each.offset) for each in partitions]))
 
+    def consumer_group_metadata(self) -> object:
+        return "metadata"
+
     def pause(self, partitions: list[TopicPartition]) -> None:
         self._note("pause", partitions)
 
@@ -85,8 +88,8 @@ def make():
 
     def _make(**arguments) -> tuple[EventConsumer, PlayedClient]:
         consumer = EventConsumer("127.0.0.1:1", ["events"], group_id="g", **arguments)
-        made.append(consumer._consumer)
-        client = consumer._consumer = PlayedClient()
+        made.extend([consumer._consumer, consumer._observer])
+        client = consumer._consumer = consumer._observer = PlayedClient()
         consumer._on_assign(client, [TopicPartition(*lane) for lane in LANES])
         return consumer, client
 
