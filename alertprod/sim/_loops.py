@@ -10,7 +10,8 @@ _NODES = np.array([-0.3872983346207417, 0.0, 0.3872983346207417])
 _WEIGHTS = np.array([5.0, 8.0, 5.0]) / 18.0
 
 _SMOOTH_FWHM = 2.0
-"""Beyond so many FWHM of the centre a Moffat bends so little within a pixel that its middle says it all."""
+"""Beyond so many FWHM of the centre a Moffat bends so little within a pixel that its middle says it all, to 1e-3 of the
+peak at a FWHM of 2 pixels and far better at more."""
 
 
 @numba.njit(cache=True, nogil=True)
@@ -29,7 +30,7 @@ def draw_moffats(
 
     All parameters have shape ``(n,)``; `radius` is the half side in pixels of the square that is drawn.
     The profile is ``(beta - 1) / (pi a b) (1 + r^2)^-beta`` with elliptical radius r (Moffat 1969), of
-    total flux `flux` over the infinite plane. Ellipticity (e1, e2) is ``(a - b) / (a + b)`` times
+    total flux `flux` over the infinite plane. Ellipticity (e1, e2) is ``(a^2 - b^2) / (a^2 + b^2)`` times
     ``(cos 2t, sin 2t)``.
     """
     ny, nx = image.shape

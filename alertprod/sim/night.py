@@ -335,8 +335,8 @@ def make_night(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=processes, mp_context=context) as pool:
         jobs: dict[Any, tuple[int, int] | None] = {}
-        for name, wcs in tiles:
-            jobs[pool.submit(_render_tile, directory, config, name, wcs)] = None
+        for name, _ in tiles:
+            jobs[pool.submit(_render_tile, directory, config, name)] = None
         for visit, detector in exposures:
             jobs[pool.submit(_render_visit, directory, config, visit, detector)] = (visit, detector)
         for job in as_completed(jobs):
@@ -357,8 +357,10 @@ def make_night(
     return night
 
 
-def _render_tile(directory: Path, config: NightConfig, name: str, wcs: SkyWcs) -> Path:
-    return Night(directory, config).render_tile(name, wcs)
+def _render_tile(directory: Path, config: NightConfig, name: str) -> Path:
+    night = Night(directory, config)
+    # By its name: a WCS that travels between processes is written and read again, and not the same to the last bit.
+    return night.render_tile(name, dict(night.tiles())[name])
 
 
 def _render_visit(directory: Path, config: NightConfig, visit: int, detector: int) -> Table:
