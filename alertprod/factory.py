@@ -34,6 +34,7 @@ from alertprod.stream.consumer import EventConsumer, LanesCallback
 from alertprod.stream.messages import NextVisit
 from alertprod.stream.producer import AlertProducer
 from alertprod.stream.schemas import FixedSchemas, RegistrySchemas, WriterSchemas
+from alertprod.tasks.characterize import CharacterizeTask
 from alertprod.tasks.config_fields import apply_overrides
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
 
@@ -204,7 +205,10 @@ def _id_range(profile: InstrumentProfile) -> tuple[int, int]:
 
 def _create_cache(config: DaemonConfig, images: ImageStore | None = None) -> TemplateCache:
     return TemplateCache(
-        config.store.template_cache_directory, max_bytes=config.store.template_cache_bytes, images=images
+        config.store.template_cache_directory,
+        max_bytes=config.store.template_cache_bytes,
+        images=images,
+        prepare=CharacterizeTask().prepareTemplate,
     )
 
 

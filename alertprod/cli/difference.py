@@ -58,7 +58,13 @@ def difference(
         science_exposure = load_exposure(science, load_profile(profile))
         tiles = [load_exposure(path, load_profile(template_profile or profile)) for path in templates]
         progress.update(bar, advance=1, description="Warping")
-        template = _put_on_grid(science_exposure, tiles, science_path=science, pixel_aligned=pixel_aligned)
+        template = _put_on_grid(
+            science_exposure,
+            tiles,
+            science_path=science,
+            pixel_aligned=pixel_aligned,
+            required=task.config.requiredTemplateFraction,
+        )
         progress.update(bar, advance=1, description="Subtracting and measuring")
         differenced = _subtract(task, science_exposure, template)
         progress.update(bar, advance=1, description="Writing")
@@ -90,13 +96,12 @@ def _read_settings(pairs: list[str]) -> dict[str, Any]:
 
 
 def _put_on_grid(
-    science: "Exposure", tiles: "list[Exposure]", *, science_path: Path, pixel_aligned: bool
+    science: "Exposure", tiles: "list[Exposure]", *, science_path: Path, pixel_aligned: bool, required: float
 ) -> "Exposure":
     """Return the template on the science image's pixels, in nJy."""
     from alertprod.errors import CorruptImage, NoTemplateCoverage
     from alertprod.resample.merge import merge_tiles
-    from alertprod.resample.warp import warp_exposure
-    from alertprod.store.sky import compute_footprint
+    from alertprod.resample.warp import warp_tile
 
     if pixel_aligned:
         if len(tiles) != 1 or tiles[0].shape != science.shape:
@@ -109,13 +114,11 @@ def _put_on_grid(
         raise CorruptImage(
             str(science_path), "image", "no world coordinates; --pixel-aligned subtracts images of one grid"
         )
-    region = compute_footprint(science.wcs, science.shape)
-    overlapping = [
-        tile for tile in tiles if tile.wcs is not None and compute_footprint(tile.wcs, tile.shape).overlaps(region)
-    ]
+    warped = [warp_tile(tile, science.wcs, science.shape, n_threads=2) for tile in tiles if tile.wcs is not None]
+    overlapping = [tile for tile in warped if tile is not None]
     if not overlapping:
-        raise NoTemplateCoverage(0.0, 0.1)
-    return merge_tiles(warp_exposure(tile, science.wcs, science.shape, n_threads=2) for tile in overlapping)
+        raise NoTemplateCoverage(0.0, required)
+    return merge_tiles(overlapping)
 
 
 def _subtract(task: "ImageDifferenceTask", science: "Exposure", template: "Exposure") -> "Differenced":

@@ -109,7 +109,7 @@ def difference_exposures(
         },
     )
     return Differenced(
-        science=science,
+        science=result.scienceExposure,
         template=result.matchedExposure,
         difference=replace(difference, info=info),
         sources=result.diaSources,

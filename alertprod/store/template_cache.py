@@ -11,7 +11,7 @@ import os
 import pickle
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -62,6 +62,8 @@ class TemplateCache:
         What the files in it may take. The least recently used go first.
     images
         Where tiles come from.
+    prepare
+        What is done to a tile once, before it is kept: a PSF fitted where the file has none, its sky taken off.
 
     Raises
     ------
@@ -75,11 +77,19 @@ class TemplateCache:
     goes by age. The files hold pickles: nobody else may be able to write to the folder.
     """
 
-    def __init__(self, folder: str | Path, *, max_bytes: int, images: ImageStore | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        max_bytes: int,
+        images: ImageStore | None = None,
+        prepare: Callable[[Exposure], Exposure] = lambda tile: tile,
+    ) -> None:
         self._folder = Path(folder)
         self._locks = self._folder / "locks"
         self._max_bytes = max_bytes
         self._images = images or ImageStore()
+        self._prepare = prepare
         self._counts = CacheCounts()
         try:
             self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,7 +146,7 @@ class TemplateCache:
         return found, True
 
     def _fill(self, path: Path, uri: str, profile: InstrumentProfile | None) -> Exposure:
-        exposure = self._images.load(uri, profile)
+        exposure = self._prepare(self._images.load(uri, profile))
         facts = _pickle_facts(exposure)
         size = _compute_offsets(exposure.shape, len(facts))[-1]
         if size > self._max_bytes:

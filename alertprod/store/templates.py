@@ -22,7 +22,7 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.images.profile import InstrumentProfile
 from alertprod.resample.merge import merge_tiles
-from alertprod.resample.warp import warp_exposure
+from alertprod.resample.warp import WarpedTile, warp_tile
 from alertprod.store.files import FileStamp, stamp_file
 from alertprod.store.sky import compute_footprint
 from alertprod.store.template_cache import TemplateCache
@@ -169,7 +169,7 @@ class TemplateStore:
         uses: list[TileUse] = []
         load_s = time.perf_counter() - started
 
-        def warped_tiles() -> Iterator[Exposure]:
+        def warped_tiles() -> Iterator[WarpedTile]:
             nonlocal load_s
             for uri in uris:
                 loading = time.perf_counter()
@@ -179,11 +179,12 @@ class TemplateStore:
                 try:
                     if not compute_footprint(tile.wcs, tile.shape).overlaps(region):
                         continue
-                    warped = warp_exposure(tile, wcs, shape, n_threads=self._n_threads)
+                    warped = warp_tile(tile, wcs, shape, n_threads=self._n_threads)
                 except ValueError as error:
                     raise TemplateUnreadable(uri, f"cannot be put on the exposure's grid: {error}") from error
-                if _has_data(warped):
-                    coverage = _compute_coverage(warped, every=_COVERAGE_STRIDE)
+                if warped is not None and _has_data(warped.exposure):
+                    share = warped.box.area / (shape[0] * shape[1])
+                    coverage = _compute_coverage(warped.exposure, every=_COVERAGE_STRIDE) * share
                     fwhm = None if tile.psf is None else tile.psf.compute_fwhm()
                     uses.append(TileUse(uri=uri, coverage=coverage, psf_fwhm_pixels=fwhm))
                     yield warped

@@ -90,6 +90,22 @@ class CharacterizeTask(Task):
             self.metadata["nCosmicRayPixels"] = int(hits.sum())
         return Struct(exposure=exposure, selectSources=_as_candidates(stars))
 
+    def prepareTemplate(self, template: Exposure) -> Exposure:
+        """Return a template tile without its sky and with a PSF, where stars allow one; the given one if it has both.
+
+        Notes
+        -----
+        A tile with too few stars keeps no PSF: the template that is merged from it and its neighbours gets one.
+        """
+        template = self.subtractSky(template)
+        if template.psf is not None:
+            return template
+        try:
+            return replace(template, psf=self.run(template).exposure.psf)
+        except InsufficientPsfStars as error:
+            self.log.warning("template tile without a PSF: %s", error)
+            return template
+
     def selectKernelSources(self, exposure: Exposure) -> KernelCandidates:
         """Return the stars of an exposure to fit a matching kernel on."""
         return _as_candidates(self.findStars(exposure))

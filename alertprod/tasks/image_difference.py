@@ -16,6 +16,7 @@ from alertprod.errors import NoTemplateCoverage
 from alertprod.ids import IdFactory
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
+from alertprod.images.photo_calib import PhotoCalib
 from alertprod.measurement.catalog import Catalog
 from alertprod.subtraction.decorrelate import decorrelate
 from alertprod.tasks.characterize import CharacterizeTask
@@ -71,6 +72,13 @@ class ImageDifferenceConfig(Config):
         dtype=bool,
         default=True,
         doc="Convolve the template (True) or the science image (False), where subtract.al.mode does not say",
+    )
+    doCalibrateToTemplate = Field(
+        dtype=bool,
+        default=None,
+        optional=True,
+        doc="Take the photometric scale from the template's, by the kernel's sum; by default where the science"
+        " image's zero point is nominal: then fluxes of one field agree from exposure to exposure",
     )
     requiredTemplateFraction = RangeField(
         dtype=float,
@@ -152,7 +160,8 @@ class ImageDifferenceTask(Task):
         -------
         Struct
             subtractedExposure, scoreExposure (None), warpedExposure, matchedExposure, subtractRes (None where
-            nothing was subtracted), diaSources (`Catalog` or None), selectSources.
+            nothing was subtracted), diaSources (`Catalog` or None), selectSources; and scienceExposure, the
+            exposure with the calibration that the fluxes have.
 
         Raises
         ------
@@ -188,6 +197,10 @@ class ImageDifferenceTask(Task):
             subtractedExposure = subtractRes.subtractedExposure
             if self.config.doDecorrelation:
                 subtractedExposure = self._decorrelate(exposure, warped, subtractRes)
+            photo_calib = self._calibrate(exposure, warped, subtractRes)
+            exposure = replace(exposure, photo_calib=photo_calib)
+            matched = replace(matched, photo_calib=photo_calib)
+            subtractedExposure = replace(subtractedExposure, photo_calib=photo_calib)
         else:
             subtractedExposure = subtractedExposure.copy()
             matched = templateExposure
@@ -201,7 +214,18 @@ class ImageDifferenceTask(Task):
             subtractRes=subtractRes,
             diaSources=diaSources,
             selectSources=selectSources,
+            scienceExposure=exposure,
         )
+
+    def _calibrate(self, science: Exposure, template: Exposure, subtractRes: Struct) -> PhotoCalib:
+        """Return the difference's calibration: the science image's, or what the kernel's sum makes of the template's."""
+        wanted = self.config.doCalibrateToTemplate
+        if wanted is False or (wanted is None and not science.photo_calib.is_nominal):
+            return science.photo_calib
+        match = subtractRes.match
+        # The kernel takes one image's counts to the other's.
+        ratio = match.kernel_sum if match.convolved == "template" else 1.0 / match.kernel_sum
+        return PhotoCalib(template.photo_calib.njy_per_count / ratio, is_nominal=template.photo_calib.is_nominal)
 
     def checkTemplateIsSufficient(self, template: Exposure) -> float:
         """Return the share of pixels with template data.
