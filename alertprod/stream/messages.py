@@ -80,9 +80,9 @@ class VisitReady(Event):
     exposure_time_s: Annotated[float, Field(gt=0.0, le=86_400.0)]
     """Exposure time, seconds."""
     ra_deg: RightAscension
-    """The detector's centre, ICRS."""
+    """Where the telescope pointed, as the image's header has it; ICRS."""
     dec_deg: Declination
-    """The detector's centre, ICRS."""
+    """Where the telescope pointed, as the image's header has it; ICRS."""
     rotation_deg: Finite | None = None
     """From the detector's y axis to north, east positive."""
     calexp_uri: Uri

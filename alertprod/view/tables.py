@@ -60,7 +60,6 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
     seconds = sum(_work_seconds(summary) for summary in summaries)
     table.add_column("visit", justify="right", footer=f"{len(summaries)} in all", no_wrap=True)
     table.add_column("det", justify="right")
-    table.add_column("band")
     table.add_column("outcome")
     table.add_column("alerts", justify="right", footer=str(n_alerts), no_wrap=True)
     table.add_column("new", justify="right", footer=str(n_new), no_wrap=True)
@@ -74,7 +73,6 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
         table.add_row(
             str(summary["visit"]),
             str(summary["detector"]),
-            summary["band"],
             f"[{style}]{outcome}[/]" + (f" ({reason})" if reason else ""),
             str(summary["n_alerts"]),
             _text(summary["counts"].get("new_objects")),

@@ -242,6 +242,7 @@ def test_run_returns_the_named_results(result):
         "subtractRes",
         "diaSources",
         "selectSources",
+        "scienceExposure",
     }
     assert isinstance(result.diaSources, Catalog)
     assert result.scoreExposure is None
