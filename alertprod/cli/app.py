@@ -7,6 +7,7 @@ import typer
 from alertprod import __version__
 from alertprod.cli.alerts import app as alerts
 from alertprod.cli.config import app as config
+from alertprod.cli.db import app as db
 from alertprod.cli.demo_command import demo
 from alertprod.cli.difference import difference
 from alertprod.cli.run import run
@@ -48,3 +49,4 @@ app.add_typer(alerts, name="alerts")
 app.add_typer(templates, name="templates")
 app.add_typer(config, name="config")
 app.add_typer(schemas, name="schemas")
+app.add_typer(db, name="db")
