@@ -1,6 +1,7 @@
 """Fields with injected changes of both signs, and what the task finds on them."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,17 @@ STAR_REACH = 30.0
 
 QUIET_SKY = SceneConfig(transients_per_arcmin2=0.0, variables_per_arcmin2=0.0, n_movers=0)
 """Stars and galaxies as in a night, and nothing that changes but what is injected."""
+
+
+SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the folder of real images, {SHARED_DATA}, is not there")
+    return SHARED_DATA
 
 
 @dataclass(frozen=True)
