@@ -272,3 +272,30 @@ def test_plateau_has_one_peak():
     significance = np.full((5, 6), 7.0, dtype=np.float32)
     pixels, bits = _loops.threshold_bits(significance, np.float32(5.0), 3)
     assert _loops.find_peaks(significance, pixels, bits).sum() == 1
+
+
+def test_neighbours_of_one_sign_that_touch_only_when_grown_are_two(make_image, psf):
+    # 14 pixels apart: beyond the threshold they are islands, grown by 2.4 sigma they touch.
+    stars = [(30.0, 30.0, 300.0), (42.0, 30.0, 150.0)]
+    footprints = detect(make_image((60, 80), psf, stars, noise=1.0), psf)
+    assert list(zip(footprints.x.tolist(), footprints.y.tolist(), strict=True)) == [(30, 30), (42, 30)]
+    # Every grown pixel has exactly one owner, the nearer star.
+    assert len(np.unique(footprints.pixels)) == len(footprints.pixels)
+    for i, x in enumerate((30, 42)):
+        _, columns = footprints.footprint_pixels(i)
+        assert np.all(np.abs(columns - x) <= np.abs(columns - (72 - x)))
+
+
+def test_opposite_neighbours_that_touch_when_grown_stay_one(make_image, psf):
+    stars = [(30.0, 30.0, 300.0), (42.0, 30.0, -300.0)]
+    footprints = detect(make_image((60, 80), psf, stars, noise=1.0), psf)
+    assert len(footprints) == 1
+    assert footprints.has_both_signs.all()
+
+
+def test_splitting_does_not_depend_on_the_axes(make_image, psf):
+    stars = [(30.0, 30.0, 300.0), (42.0, 31.0, 150.0), (30.0, 44.0, 200.0)]
+    upright = detect(make_image((80, 80), psf, stars, noise=1.0), psf)
+    lying = detect(make_image((80, 80), psf, [(y, x, flux) for x, y, flux in stars], noise=1.0), psf)
+    assert sorted(zip(upright.x, upright.y, strict=True)) == sorted(zip(lying.y, lying.x, strict=True))
+    assert len(upright) == 3
