@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from alertprod.alerts.avro import decode_alert
 from alertprod.config import TopicsConfig, load_config
+from alertprod.sim.night import Night
 from alertprod.store.database import Database
 from alertprod.store.ledger import ExposureKey, Ledger, LedgerRow
 from alertprod.stream.messages import VisitReady, VisitSummary, decode_visit_summary, encode_visit_ready
@@ -108,13 +109,13 @@ port = 0
         arguments = [sys.executable, "-m", "alertprod", *map(str, command), "--config", str(self.config_path)]
         return subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_s, check=False)
 
-    def send(self, *events: VisitReady | tuple[bytes, bytes], lane: int | None = None) -> None:
-        """Send events, or keys with the bytes of what may be none; without `lane` the key decides."""
+    def send(self, *events: VisitReady | tuple[bytes, bytes], lanes: Sequence[int] | None = None) -> None:
+        """Send events, or keys with the bytes of what may be none; without `lanes` the keys decide."""
         pairs = [(event.key, encode_visit_ready(event)) if isinstance(event, VisitReady) else event for event in events]
         with AlertProducer(self.broker.bootstrap_servers) as producer:
             producer.publish(
                 OutgoingMessage(topic=self.topics.visit_ready, key=key, value=value, partition=lane)
-                for key, value in pairs
+                for (key, value), lane in zip(pairs, lanes or [None] * len(pairs), strict=True)
             )
 
     def read(self, topic: str) -> list[Received]:
@@ -273,6 +274,23 @@ class Measured:
         """Return the sum of all series of a name that have these labels."""
         wanted = labels.items()
         return sum(value for (sample, found), value in self.values.items() if sample == name and wanted <= set(found))
+
+
+def make_observatory(folder: Path, broker: ExistingBroker, night: Night, **settings: Any) -> Observatory:
+    """An observatory with the camera of a simulated night."""
+    return Observatory(
+        folder,
+        broker,
+        instruments=f"[instruments.{night.config.instrument}]\n"
+        f'profile = "{night.directory}/profile.toml"\nfield_radius_deg = 0.05\n',
+        template_index=night.templates_directory / "templates.json",
+        **settings,
+    )
+
+
+def make_event(night: Night, visit: int, detector: int, /, **changes: object) -> VisitReady:
+    """The event of an exposure, or with changes a false one."""
+    return VisitReady(**{**night.event(visit, detector), **changes})
 
 
 def header_of(message: Received, name: str) -> str:

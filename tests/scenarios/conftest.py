@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from astropy.io import fits
-from observatory import Exposure, Measured, Observatory
+from observatory import Exposure, Measured, Observatory, make_event, make_observatory
 
 from alertprod.sim.night import Night
 from alertprod.stream.messages import NextVisit, VisitReady, VisitSummary, encode_next_visit, encode_visit_ready
@@ -35,23 +35,6 @@ class Evening:
     dead_letters: list[Received] = field(default_factory=list)
     replayed: list[Received] = field(default_factory=list)
     positions: tuple[dict[int, int], dict[int, int]] = ({}, {})
-
-
-def make_observatory(folder: Path, broker, night: Night, **settings) -> Observatory:
-    """An observatory with the camera of a simulated night."""
-    return Observatory(
-        folder,
-        broker,
-        instruments=f"[instruments.{night.config.instrument}]\n"
-        f'profile = "{night.directory}/profile.toml"\nfield_radius_deg = 0.05\n',
-        template_index=night.templates_directory / "templates.json",
-        **settings,
-    )
-
-
-def make_event(night: Night, visit: int, detector: int, /, **changes) -> VisitReady:
-    """The event of an exposure, or with changes a false one."""
-    return VisitReady(**{**night.event(visit, detector), **changes})
 
 
 def make_bad_events(night: Night, folder: Path) -> dict[str, Sent]:
@@ -123,20 +106,14 @@ def evening(tmp_path_factory, kafka_broker, small_night) -> Evening:
         daemon.wait_until(lambda: len(observatory.summaries()) == 2)
 
         evening.bad = make_bad_events(night, folder / "bad")
-        between = {
-            3: (make_event(night, 1, 0), 0),
-            5: (make_event(night, 1, 1), 1),
-            7: (make_event(night, 2, 0), 2),
-            9: (make_event(night, 2, 1), 3),
-        }
+        later = [make_event(night, visit, detector) for visit in (1, 2) for detector in (0, 1)]
+        evening.good += [(event.visit, event.detector) for event in later]
+        good = [event if n else (event.key, encode_visit_ready(event, format="avro")) for n, event in enumerate(later)]
+        mixed: list[VisitReady | Sent] = []
         for n, sent in enumerate(evening.bad.values()):
-            observatory.send(sent, lane=n % 4)
-            if n in between:
-                event, lane = between[n]
-                observatory.send((event.key, encode_visit_ready(event, format="avro" if n == 9 else "json")), lane=lane)
-                evening.good.append((event.visit, event.detector))
-        observatory.send(make_event(night, 0, 0), lane=0)
-        observatory.send(make_event(night, 0, 1, replay=True), lane=1)
+            mixed += [sent, good.pop()] if n % 2 and good else [sent]
+        mixed += [make_event(night, 0, 0), make_event(night, 0, 1, replay=True)]
+        observatory.send(*mixed, lanes=[n % observatory.lanes for n in range(len(mixed))])
         # Each sent message has ended when its offset is committed.
         daemon.wait_until(lambda: len(set(map(str, observatory.positions()))) == 1, timeout_s=90.0)
         daemon.wait_until(lambda: all(observatory.state(exposure) == "published" for exposure in evening.good))
