@@ -32,7 +32,7 @@ class Differenced:
     Parameters
     ----------
     science, template, difference
-        On one grid; the template is the matched one.
+        On one grid; the template as it was subtracted.
     sources
         DiaSources, not associated yet.
     figures
@@ -110,7 +110,7 @@ def difference_exposures(
     )
     return Differenced(
         science=result.scienceExposure,
-        template=result.matchedExposure,
+        template=result.templateExposure,
         difference=replace(difference, info=info),
         sources=result.diaSources,
         figures=_compute_figures(task, science, template, difference, match, result.diaSources),

@@ -159,9 +159,10 @@ class ImageDifferenceTask(Task):
         Returns
         -------
         Struct
-            subtractedExposure, scoreExposure (None), warpedExposure, matchedExposure, subtractRes (None where
-            nothing was subtracted), diaSources (`Catalog` or None), selectSources; and scienceExposure, the
-            exposure with the calibration that the fluxes have.
+            subtractedExposure, scoreExposure (None), warpedExposure, matchedExposure (the one that was convolved) and
+            subtractRes (each None where nothing was subtracted), diaSources (`Catalog` or None), selectSources; and
+            scienceExposure and templateExposure, the two that the difference is made of, with the calibration that
+            the fluxes have.
 
         Raises
         ------
@@ -181,6 +182,7 @@ class ImageDifferenceTask(Task):
         if exposure.psf is None:
             raise TaskError("Exposure has no psf")
         subtractRes = matched = warped = None
+        template = templateExposure
         if subtractedExposure is None:
             if templateExposure is None:
                 raise TaskError("run needs a templateExposure to subtract, or a subtractedExposure")
@@ -200,11 +202,11 @@ class ImageDifferenceTask(Task):
             photo_calib = self._calibrate(exposure, warped, subtractRes)
             exposure = replace(exposure, photo_calib=photo_calib)
             matched = replace(matched, photo_calib=photo_calib)
+            template = replace(subtractRes.templateExposure, photo_calib=photo_calib)
             subtractedExposure = replace(subtractedExposure, photo_calib=photo_calib)
         else:
             subtractedExposure = subtractedExposure.copy()
-            matched = templateExposure
-        diaSources = self._detect(subtractedExposure, exposure, matched, idFactory)
+        diaSources = self._detect(subtractedExposure, exposure, template, idFactory)
         self.metadata["pullWidth"] = compute_pull_width(subtractedExposure, planes=_NOT_SKY)
         return Struct(
             subtractedExposure=subtractedExposure,
@@ -215,6 +217,7 @@ class ImageDifferenceTask(Task):
             diaSources=diaSources,
             selectSources=selectSources,
             scienceExposure=exposure,
+            templateExposure=template,
         )
 
     def _calibrate(self, science: Exposure, template: Exposure, subtractRes: Struct) -> PhotoCalib:
@@ -291,7 +294,7 @@ class ImageDifferenceTask(Task):
         self,
         difference: Exposure,
         science: Exposure,
-        matched: Exposure | None,
+        template: Exposure | None,
         idFactory: Callable[[], int] | None,
     ) -> Catalog | None:
         """Detect and measure on `difference`, whose planes it may change."""
@@ -308,7 +311,7 @@ class ImageDifferenceTask(Task):
             footprints,
             difference,
             science,
-            matched,
+            template,
             idFactory=idFactory or IdFactory(0, 1),
             doDipoleFitting=self.config.doDipoleFitting,
             doForcedMeasurement=self.config.doForcedMeasurement,

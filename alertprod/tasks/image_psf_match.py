@@ -1,5 +1,6 @@
 """The Alard-Lupton choice of ``config.subtract``: match two exposures and subtract."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -7,7 +8,7 @@ from lsst.pex.config import ChoiceField, Config, ConfigChoiceField, makeRegistry
 
 from alertprod._typing import FloatArray
 from alertprod.images.exposure import Exposure
-from alertprod.subtraction.alard_lupton import ConvolveMode, match_images
+from alertprod.subtraction.alard_lupton import ConvolveMode, MatchResult, match_images
 from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.tasks.config_fields import make_config_class
 from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
@@ -61,7 +62,8 @@ class ImagePsfMatchTask(Task):
         Returns
         -------
         Struct
-            subtractedExposure, matchedExposure, warpedExposure (the template as given), psfMatchingKernel,
+            subtractedExposure, matchedExposure (the one that was convolved), templateExposure (the template as it was
+            subtracted, on the science exposure's scale), warpedExposure (the template as given), psfMatchingKernel,
             backgroundModel, kernelSources, and match, the core's whole result.
 
         Raises
@@ -114,12 +116,21 @@ class ImagePsfMatchTask(Task):
         return Struct(
             subtractedExposure=difference,
             matchedExposure=matched,
+            templateExposure=matched if match.convolved == "template" else _rescale(templateExposure, matched, match),
             warpedExposure=templateExposure,
             psfMatchingKernel=match.kernel,
             backgroundModel=match.background,
             kernelSources=match.used,
             match=match,
         )
+
+
+def _rescale(template: Exposure, matched: Exposure, match: MatchResult) -> Exposure:
+    """Return an unconvolved template on the scale of the science exposure that was matched to it."""
+    planes = template.masked_image.copy()
+    planes.image /= np.float32(match.kernel_sum)
+    planes.variance /= np.float32(match.kernel_sum**2)
+    return replace(template, masked_image=planes, photo_calib=matched.photo_calib)
 
 
 class KernelCandidates:

@@ -243,6 +243,7 @@ def test_run_returns_the_named_results(result):
         "diaSources",
         "selectSources",
         "scienceExposure",
+        "templateExposure",
     }
     assert isinstance(result.diaSources, Catalog)
     assert result.scoreExposure is None

@@ -52,6 +52,25 @@ def test_the_configurations_mode_goes_before_the_callers_choice(pair, stars):
         assert made.match.convolved == convolved
 
 
+def test_the_template_comes_back_as_it_was_subtracted(pair, stars):
+    convolved = make_task().subtractExposures(pair.template, pair.science, stars)
+    assert convolved.templateExposure is convolved.matchedExposure
+    # Where the science image is convolved, the template is only brought to its scale.
+    scaled = pair.template.copy()
+    scaled.image[...] *= 3.0
+    scaled.variance[...] *= 9.0
+    other = make_task(spatialKernelOrder=0).subtractExposures(scaled, pair.science, stars, convolveTemplate=False)
+    assert other.match.kernel_sum == pytest.approx(3.0, rel=0.1)
+    np.testing.assert_allclose(
+        other.templateExposure.image * other.match.kernel_sum, scaled.image, rtol=1e-5, atol=1e-3
+    )
+    np.testing.assert_allclose(other.templateExposure.variance * other.match.kernel_sum**2, scaled.variance, rtol=1e-5)
+    assert other.templateExposure.photo_calib == pair.science.photo_calib
+    assert other.templateExposure.psf is scaled.psf
+    difference = other.matchedExposure.image - other.templateExposure.image - other.backgroundModel.compute_image()
+    np.testing.assert_allclose(other.subtractedExposure.image, difference, atol=0.01)
+
+
 def test_settings_reach_the_match(pair, stars):
     made = make_task(kernelSizeMin=27, spatialKernelOrder=0).subtractExposures(pair.template, pair.science, stars)
     assert made.psfMatchingKernel.size == 27
