@@ -1,0 +1,22 @@
+"""`warm_up`: everything a first exposure would compile is compiled, and the made-up exposure leaves nothing."""
+
+from alertprod.factory import create_task
+from alertprod.service.warm_up import warm_up
+
+
+def test_the_made_up_exposure_gives_the_alert_it_was_made_with():
+    assert warm_up(create_task({}, source="test"), n_threads=1) == 1
+
+
+def test_warming_up_again_gives_the_same():
+    task = create_task({}, source="test")
+    assert warm_up(task) == warm_up(task) == 1
+
+
+def test_every_step_of_an_exposure_ran():
+    task = create_task({}, source="test")
+    warm_up(task)
+    ran = {timer.rpartition(":")[2] for timer in task.durations()}
+    assert {"run", "subtractExposures", "_decorrelate"} <= ran
+    # The science exposure came without a PSF, so that the fit of one is compiled too.
+    assert task.subtract.metadata["nKernelSources"] > 10
