@@ -25,7 +25,10 @@ ENVIRONMENT_PREFIX: Final = "ALERTPROD_"
 OverrideValue = bool | int | float | str | list[Any] | None
 """What a field of a task's configuration can be set to."""
 
-_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+_BLAS_THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Always one: the matrices here are small, and BLAS threads that wait for each other spin on the cores of others."""
+
 _SECRET_WORDS: Final = ("password", "secret", "token", "key.pem", "oauthbearer.config", "username")
 
 
@@ -417,8 +420,8 @@ def limited_threads(count: int) -> Iterator[None]:
     Those libraries read the environment when they are loaded, which in a spawned process may be before the first
     line of ours runs: so it is set here, in the parent, and put back.
     """
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(count)))
+    before = {name: os.environ.get(name) for name in (*_THREAD_VARIABLES, *_BLAS_THREAD_VARIABLES)}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(count)) | dict.fromkeys(_BLAS_THREAD_VARIABLES, "1"))
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
     seconds = sum(_work_seconds(summary) for summary in summaries)
     table.add_column("visit", justify="right", footer=f"{len(summaries)} in all", no_wrap=True)
     table.add_column("det", justify="right")
-    table.add_column("outcome")
+    table.add_column("outcome", no_wrap=True, min_width=9)
     table.add_column("alerts", justify="right", footer=str(n_alerts), no_wrap=True)
     table.add_column("new", justify="right", footer=str(n_new), no_wrap=True)
     table.add_column("kernel sum", justify="right")
