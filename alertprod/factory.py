@@ -158,7 +158,7 @@ def create_schemas(config: DaemonConfig) -> WriterSchemas:
 
 
 def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
-    """Check what `alertprod.config` cannot: profiles, task overrides, template index, ids that would collide.
+    """Check what `alertprod.config` cannot: profiles, task overrides, ids that would collide.
 
     Returns
     -------
@@ -174,9 +174,9 @@ def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
         raise ConfigError(source, "instruments", "none is configured: a table [instruments.NAME] is needed")
     ranges: list[tuple[int, int, str]] = []
     for name, settings in config.instruments.items():
-        profile = load_profile(settings.profile)
+        profile = _find_profile(settings.profile, source=source, field=f"instruments.{name}.profile")
         if settings.template_profile is not None:
-            load_profile(settings.template_profile)
+            _find_profile(settings.template_profile, source=source, field=f"instruments.{name}.template_profile")
         create_task(settings.difference, source=f"{source}: [instruments.{name}]")
         low, high = _id_range(profile)
         for other_low, other_high, other in ranges:
@@ -193,6 +193,16 @@ def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
         "database": str(Database(config.store.database_url)),
         "workers": f"{config.workers.count} x {config.workers.threads_per_worker} threads",
     }
+
+
+def _find_profile(profile: str, *, source: str, field: str) -> InstrumentProfile:
+    """Load a profile; one that is not there is a mistake of the configuration, one that is wrong its own."""
+    try:
+        return load_profile(profile)
+    except ConfigError as error:
+        if error.source == profile and error.field == "profile":
+            raise ConfigError(source, field, str(error)) from error
+        raise
 
 
 def _id_range(profile: InstrumentProfile) -> tuple[int, int]:
