@@ -212,7 +212,8 @@ def test_thread_limits_are_for_the_processes_started_within(monkeypatch):
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
 
     with limited_threads(2):
-        assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "2"
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["NUMBA_NUM_THREADS"] == "2"
+        assert os.environ["MKL_NUM_THREADS"] == "1"
 
     assert os.environ["OMP_NUM_THREADS"] == "9"
     assert "MKL_NUM_THREADS" not in os.environ

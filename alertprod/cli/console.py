@@ -1,6 +1,7 @@
 """What every command shares: where text goes, progress bars, JSON lines."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,8 +24,18 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """Write one JSON value on one line of standard output."""
-    print(json.dumps(value, default=str))
+    """Write one JSON value on one line of standard output; NaN and infinity, which JSON has no word for, are null."""
+    print(json.dumps(_without_nan(value), default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return value
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from alertprod.association.forced import ExposureFacts
 from alertprod.association.history import History
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure, ExposureInfo
+from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.resample.merge import merge_tiles
@@ -28,15 +29,20 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
 
     Notes
     -----
-    The science exposure comes without a PSF, so that the fit of one is compiled as well.
+    Loops are compiled for the kinds of arrays they meet, and some only where there is something for them: so the
+    template is read-only, as the cache's tiles are, both images have bad pixels, the science exposure has no PSF, and
+    one star has moved, which makes a dipole.
     """
     rng = np.random.default_rng(1)
     steps = np.arange(30, _SIDE - 30, 32)
     x, y = (axis.ravel() + rng.uniform(-3, 3, steps.size**2) for axis in np.meshgrid(steps, steps))
     flux = rng.uniform(3e4, 9e4, x.size)
-    template = _make_exposure(x, y, flux, fwhm=3.6, rng=rng)
-    now = np.append(flux, 2e4), np.append(x, 155.0), np.append(y, 160.0)
-    science = _make_exposure(now[1], now[2], now[0], fwhm=4.4, rng=rng)
+    moved = np.array([175.0]), np.array([145.0]), np.array([5e4])
+    template = _make_exposure(*_with(x, y, flux, *moved), fwhm=3.6, rng=rng)
+    for plane in (template.image, template.mask, template.variance):
+        plane.setflags(write=False)
+    appeared = np.array([178.0, 110.0]), np.array([145.0, 112.0]), np.array([5e4, 2e4])
+    science = _make_exposure(*_with(x, y, flux, *appeared), fwhm=4.4, rng=rng)
     science.psf = None
     assert science.wcs is not None  # just made
     warped = merge_tiles([warp_exposure(template, science.wcs, science.shape, n_threads=n_threads)])
@@ -64,6 +70,10 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
     return sum(len(encode_alert(packet)) > 0 for packet in packaged.packets())
 
 
+def _with(x: FloatArray, y: FloatArray, flux: FloatArray, *more: FloatArray) -> list[FloatArray]:
+    return [np.append(ours, theirs) for ours, theirs in zip((x, y, flux), more, strict=True)]
+
+
 def _make_exposure(
     x: FloatArray, y: FloatArray, flux: FloatArray, *, fwhm: float, rng: np.random.Generator
 ) -> Exposure:
@@ -80,6 +90,8 @@ def _make_exposure(
         image[rows, columns] += star_flux * cut
         variance[rows, columns] += star_flux * cut
     planes = MaskedImage(image.astype(np.float32), np.zeros(image.shape, np.int32), variance.astype(np.float32))
+    planes.mask[40, 200] = plane_bits("BAD")
+    planes.image[200, 40], planes.mask[200, 40] = np.nan, plane_bits("NO_DATA")
     wcs = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=0.0, x=_SIDE / 2, y=_SIDE / 2, scale_arcsec=0.3)
     info = ExposureInfo(instrument="warm-up", visit=1, detector=0, band="r", shutter_open_mjd_tai=60000.0)
     info.exposure_time_s = 30.0

@@ -112,6 +112,7 @@ class WorkerPool:
         self._workers: dict[int, _Worker] = {}
         self._restart_at: dict[int, float] = dict.fromkeys(range(config.count), 0.0)
         self._failures = 0
+        self._has_been_warm = False
         self._next_memory_check = 0.0
         self._log = get_logger(__name__)
 
@@ -157,7 +158,8 @@ class WorkerPool:
         """Start what is missing, collect what came back, kill what overran; call it often."""
         now = self._clock()
         for number, due in list(self._restart_at.items()):
-            if now >= due:
+            # The first compiles for all: the others find its loops on disk, where together they would each compile them.
+            if now >= due and (self._has_been_warm or not self._workers):
                 del self._restart_at[number]
                 self._workers[number] = self._start(number)
         reports: list[WorkerReport] = []
@@ -171,6 +173,7 @@ class WorkerPool:
                 report = None if cause is None else self._bury(worker, cause)
             if report is not None:
                 reports.append(report)
+        self._has_been_warm = self._has_been_warm or self.n_ready > 0
         return reports
 
     def kill(self, ticket: int) -> None:
