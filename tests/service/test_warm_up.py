@@ -4,13 +4,13 @@ from alertprod.factory import create_task
 from alertprod.service.warm_up import warm_up
 
 
-def test_the_made_up_exposure_gives_the_alert_it_was_made_with():
-    assert warm_up(create_task({}, source="test"), n_threads=1) == 1
+def test_the_made_up_exposure_gives_the_alerts_it_was_made_with():
+    assert warm_up(create_task({}, source="test"), n_threads=1) == 2  # one that appeared, one that moved
 
 
 def test_warming_up_again_gives_the_same():
     task = create_task({}, source="test")
-    assert warm_up(task) == warm_up(task) == 1
+    assert warm_up(task) == warm_up(task) == 2
 
 
 def test_every_step_of_an_exposure_ran():
