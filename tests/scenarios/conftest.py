@@ -92,7 +92,7 @@ def evening(tmp_path_factory, kafka_broker, small_night) -> Evening:
     night, folder = small_night, tmp_path_factory.mktemp("evening")
     observatory = make_observatory(
         folder / "site", kafka_broker, night, lanes=4, workers=2,
-        limits="image_wait_s = 1.0\nretry_first_s = 0.2\nretry_max_s = 0.5",
+        limits="image_wait_s = 3.0\nretry_first_s = 0.2\nretry_max_s = 0.5",
     )  # fmt: skip
     evening = Evening(night, observatory)
     with observatory.start() as daemon:
