@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import struct
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class TemplateCache:
                     return self._fill(path, uri, profile), False
         self._count(hits=1)
         with contextlib.suppress(FileNotFoundError):  # evicted since we opened it: ours all the same
-            os.utime(path)
+            _stamp_use(path)
         return found, True
 
     def _fill(self, path: Path, uri: str, profile: InstrumentProfile | None) -> Exposure:
@@ -158,6 +159,7 @@ class TemplateCache:
                 try:
                     with temporary.open("xb") as file:
                         _write_tile(file, exposure, facts)
+                    _stamp_use(temporary)
                     temporary.replace(path)
                 finally:
                     temporary.unlink(missing_ok=True)
@@ -178,14 +180,14 @@ class TemplateCache:
                 if not is_left_over:
                     self._count(evictions=1)
 
-    def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield time of last use, size and path of each file of the cache."""
+    def _entries(self) -> Iterator[tuple[int, int, Path]]:
+        """Yield time of last use in nanoseconds, size and path of each file of the cache."""
         with translated_errors(str(self._folder)), os.scandir(self._folder) as listing:
             entries = [entry for entry in listing if entry.name.endswith((_SUFFIX, _PARTIAL_SUFFIX))]
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # another process evicted it meanwhile
                 facts = entry.stat()
-                yield facts.st_mtime, facts.st_size, Path(entry.path)
+                yield facts.st_mtime_ns, facts.st_size, Path(entry.path)
 
     def _key(self, uri: str, profile: InstrumentProfile | None) -> str:
         stamp = stamp_file(uri)
@@ -265,6 +267,12 @@ def _compute_offsets(shape: tuple[int, int], n_facts: int) -> list[int]:
         n_bytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
         offsets.append(offsets[-1] + -(-n_bytes // _PAGE) * _PAGE)
     return offsets
+
+
+def _stamp_use(path: Path) -> None:
+    """Note that a file is in use now: by our clock, since the kernel's own stamps move every few milliseconds only."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _read_only(exposure: Exposure) -> Exposure:

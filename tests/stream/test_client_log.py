@@ -29,7 +29,9 @@ def test_a_repeated_line_is_said_once_and_counted(caplog, monkeypatch):
     ]
 
 
-def test_an_error_of_a_client_is_a_warning(caplog):
+def test_an_error_of_a_client_is_a_warning(caplog, monkeypatch):
+    for repeats in client_log.filters:  # another test's clients may have said the same a moment ago
+        monkeypatch.setattr(repeats, "_said", {})
     with caplog.at_level(logging.WARNING, client_log.name):
         log_client_error(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
     assert lines(caplog) == ["_ALL_BROKERS_DOWN: 1/1 brokers are down"]
