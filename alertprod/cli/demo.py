@@ -76,12 +76,14 @@ def run_demo(directory: Path, config: NightConfig, *, as_json: bool) -> int:
             daemon.start()
 
         try:
+            _say("simulating the night")
             night = make_night(
                 night_directory,
                 config,
                 progress=lambda done, total, _: progress.update(simulating, completed=done, total=total),
                 on_templates=start_daemon,
             )
+            _say("waiting for the daemon")
             daemon.wait_ready()
             progress.advance(starting)
             problems = _observe(night, daemon, listener, broker.bootstrap_servers, progress)
@@ -97,6 +99,12 @@ def run_demo(directory: Path, config: NightConfig, *, as_json: bool) -> int:
     for problem in result.problems:
         err.print(f"demo: {problem}", markup=False, style="red")
     return 1 if result.problems else 0
+
+
+def _say(what: str) -> None:
+    """Report a step where nobody sees a progress bar: standard error is a file or a pipe."""
+    if not err.is_terminal:
+        err.print(f"demo: {what}", markup=False)
 
 
 def _make_room(directory: Path) -> None:
@@ -133,6 +141,7 @@ def _observe(
                     problems.append(f"visit {night.visit_id(visit)} did not come back within {_VISIT_TIMEOUT_S:.0f} s")
                     return problems
             progress.update(bar, completed=len(listener.summaries))
+            _say(f"visit {visit + 1} of {config.n_visits} came back")
     # A moment for an alert too many: every alert's summary came in its exposure's batch.
     listener.wait_for({(-1, -1)}, timeout_s=0.5)
     for key, summary in sorted(listener.summaries.items()):

@@ -63,8 +63,8 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
     table.add_column("outcome", no_wrap=True, min_width=9)
     table.add_column("alerts", justify="right", footer=str(n_alerts), no_wrap=True)
     table.add_column("new", justify="right", footer=str(n_new), no_wrap=True)
-    table.add_column("kernel sum", justify="right")
-    table.add_column("pull width", justify="right")
+    table.add_column("kernel sum", justify="right", min_width=6)
+    table.add_column("pull width", justify="right", min_width=5)
     table.add_column("work s", justify="right", footer=f"{seconds:.1f}")
     table.add_column("late by s", justify="right")
     for summary in summaries:
@@ -76,7 +76,7 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
             f"[{style}]{outcome}[/]" + (f" ({reason})" if reason else ""),
             str(summary["n_alerts"]),
             _text(summary["counts"].get("new_objects")),
-            _number(summary["figures"].get("kernel_sum"), ".4f"),
+            _number(summary["figures"].get("kernel_sum"), ".3f"),
             _number(summary["figures"].get("pull_width"), ".3f"),
             _number(_work_seconds(summary), ".2f"),
             _number(summary["latency_s"], ".1f"),
