@@ -242,7 +242,7 @@ class ImageDifferenceTask(Task):
         n_good = no_data.size - int(np.count_nonzero(no_data))
         fraction = n_good / no_data.size
         self.metadata["templateCoverage"] = fraction
-        self.log.info("template has %d good pixels (%.1f%%)", n_good, 100 * fraction)
+        self.log.debug("template has %d good pixels (%.1f%%)", n_good, 100 * fraction)
         if fraction < self.config.requiredTemplateFraction:
             raise NoTemplateCoverage(fraction, self.config.requiredTemplateFraction)
         return fraction
