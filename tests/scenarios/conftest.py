@@ -10,6 +10,7 @@ from astropy.io import fits
 from observatory import Exposure, Measured, Observatory, make_event, make_observatory
 
 from alertprod.sim.night import Night
+from alertprod.service.clock import Clock
 from alertprod.stream.messages import NextVisit, VisitReady, VisitSummary, encode_next_visit, encode_visit_ready
 from alertprod.stream.producer import AlertProducer
 from alertprod.stream.records import OutgoingMessage, Received
@@ -119,6 +120,7 @@ def evening(tmp_path_factory, kafka_broker, small_night) -> Evening:
         daemon.wait_until(lambda: all(observatory.state(exposure) == "published" for exposure in evening.good))
 
         evening.pages |= {path: daemon.ask(path) for path in ("/livez", "/readyz")}
+        daemon.wait_until(lambda: daemon.measure().total("alertprod_prefetches_total") == 1)
         evening.measured = daemon.measure()
         evening.status = daemon.terminate()
         evening.log = daemon.lines
@@ -131,11 +133,12 @@ def evening(tmp_path_factory, kafka_broker, small_night) -> Evening:
 
 
 def announce(observatory: Observatory, night: Night) -> None:
-    """Say that a visit is about to be taken."""
+    """Say that a visit is about to be taken: in twenty seconds, however long ago the night was made."""
     event = night.event(0, 0)
+    opens = Clock().mjd_tai() + 20.0 / 86400.0
     visit = NextVisit(
         instrument=event["instrument"], visit=event["visit"], band=event["band"], ra_deg=event["ra_deg"],
-        dec_deg=event["dec_deg"], shutter_opens_at_mjd_tai=event["shutter_open_mjd_tai"],
+        dec_deg=event["dec_deg"], shutter_opens_at_mjd_tai=opens,
     )  # fmt: skip
     with AlertProducer(observatory.broker.bootstrap_servers) as producer:
         value = encode_next_visit(visit)
