@@ -9,8 +9,8 @@ import pytest
 from astropy.io import fits
 from observatory import Exposure, Measured, Observatory, make_event, make_observatory
 
-from alertprod.sim.night import Night
 from alertprod.service.clock import Clock
+from alertprod.sim.night import Night
 from alertprod.stream.messages import NextVisit, VisitReady, VisitSummary, encode_next_visit, encode_visit_ready
 from alertprod.stream.producer import AlertProducer
 from alertprod.stream.records import OutgoingMessage, Received
