@@ -11,7 +11,7 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.photo_calib import AB_ZERO_POINT_NJY
 from alertprod.measurement.catalog import Catalog
 from alertprod.subtraction.alard_lupton import MatchResult
-from alertprod.tasks.image_difference import ImageDifferenceTask
+from alertprod.tasks.image_difference import NOT_SKY_PLANES, ImageDifferenceTask
 
 _STAGE_OF_TIMER: Mapping[str, str] = {
     "characterize:run": "psf",
@@ -21,8 +21,6 @@ _STAGE_OF_TIMER: Mapping[str, str] = {
     "measurement:run": "measure",
 }
 """Metric stages by the task timers they are taken from, without the top-level task's name."""
-
-_NOT_SKY = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +155,7 @@ def _fwhm(exposure: Exposure) -> float:
 def _compute_limiting_magnitude(difference: Exposure) -> float:
     """Return the AB magnitude of a point source of 5 sigma on the sky of the difference."""
     masked_image = difference.masked_image
-    good = masked_image.usable(plane_bits(*_NOT_SKY))
+    good = masked_image.usable(plane_bits(*NOT_SKY_PLANES))
     if not good.any() or difference.psf is None:
         return float("nan")
     x, y = difference.psf.average_position

@@ -165,9 +165,10 @@ class ExposurePipeline:
         Raises
         ------
         AlertprodError
-            Raised as DESIGNed for each fault of event, file, template or match.
+            Raised for each fault of event, file, template or match; its class is its fate.
         """
         instrument = self._instruments[event.instrument]
+        exposure_id = self._exposure_id(event, instrument)
         with watch.stage("load"):
             science = self._load(event, instrument)
             background = None
@@ -188,7 +189,7 @@ class ExposurePipeline:
             instrument.task,
             science,
             built.exposure,
-            id_factory=instrument.task.makeIdFactory(self._exposure_id(event, instrument), ID_EXPOSURE_BITS),
+            id_factory=instrument.task.makeIdFactory(exposure_id, ID_EXPOSURE_BITS),
             background=background,
         )
         for stage, seconds in differenced.stage_seconds.items():

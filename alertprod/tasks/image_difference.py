@@ -26,7 +26,7 @@ from alertprod.tasks.scale_variance import ScaleVarianceTask, compute_pull_width
 from alertprod.tasks.source_detection import SourceDetectionTask
 from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
 
-_NOT_SKY = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
+NOT_SKY_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
 """Pixels of these planes do not count for the noise of the difference."""
 
 _BIN_FWHM = 6.0
@@ -207,7 +207,7 @@ class ImageDifferenceTask(Task):
         else:
             subtractedExposure = subtractedExposure.copy()
         diaSources = self._detect(subtractedExposure, exposure, template, idFactory)
-        self.metadata["pullWidth"] = compute_pull_width(subtractedExposure, planes=_NOT_SKY)
+        self.metadata["pullWidth"] = compute_pull_width(subtractedExposure, planes=NOT_SKY_PLANES)
         return Struct(
             subtractedExposure=subtractedExposure,
             scoreExposure=None,
@@ -282,7 +282,7 @@ class ImageDifferenceTask(Task):
     def _subtract_background(self, difference: Exposure) -> None:
         """Take the smooth background off a difference, in place; what is detected on it does not count."""
         self.detection.run(difference, doMerge=False)
-        sky = difference.masked_image.usable(plane_bits(*_NOT_SKY))
+        sky = difference.masked_image.usable(plane_bits(*NOT_SKY_PLANES))
         if not sky.any() or difference.psf is None:
             return
         bin_size = max(self.config.diffimBackgroundBinSize, round(_BIN_FWHM * difference.psf.compute_fwhm()))
