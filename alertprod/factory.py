@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from alertprod import __version__
 from alertprod.alerts.registry import ALERT_SCHEMA_VERSION
 from alertprod.config import DaemonConfig, InstrumentConfig, config_hash
 from alertprod.errors import ConfigError
-from alertprod.geometry.sphere import SphericalPolygon
-from alertprod.geometry.wcs import SkyWcs
+from alertprod.geometry.sphere import ARCSEC_PER_DEG, SphericalPolygon
 from alertprod.ids import EXPOSURE_BITS
 from alertprod.images.profile import InstrumentProfile, load_profile
 from alertprod.metrics import Metrics
@@ -252,10 +249,8 @@ class _Prefetch:
         if visit.instrument not in self._instruments:
             return
         settings, templates = self._instruments[visit.instrument]
-        radius = settings.field_radius_deg or 0.0
-        plane = SkyWcs.from_tangent(ra_deg=visit.ra_deg, dec_deg=visit.dec_deg, x=0, y=0, scale_arcsec=3600.0)
-        angle = np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False)
-        field = SphericalPolygon.hull(*plane.pixel_to_sky(x=radius * np.cos(angle), y=radius * np.sin(angle)))
+        radius_arcsec = (settings.field_radius_deg or 0.0) * ARCSEC_PER_DEG
+        field = SphericalPolygon.cap(ra_deg=visit.ra_deg, dec_deg=visit.dec_deg, radius_arcsec=radius_arcsec)
         templates.prefetch(field, settings.template_bands.get(visit.band, visit.band))
 
 

@@ -321,7 +321,7 @@ class FitsFile:
     def _fill(self, buffer: memoryview, label: str) -> None:
         filled = 0
         while filled < len(buffer):
-            n = self._stream.readinto(buffer[filled:])  # type: ignore[attr-defined]
+            n = self._stream.readinto(buffer[filled:])  # type: ignore[attr-defined]  # binary streams have it, BinaryIO does not say so
             if not n:
                 raise CorruptImage(self.name, label, "the file ends before the last pixel")
             filled += n

@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Leave requests out of the log: there is one every few seconds."""
 
-    def _answer(self, is_good: bool, facts: Mapping[str, Any]) -> None:  # noqa: FBT001
+    def _answer(self, is_good: bool, facts: Mapping[str, Any]) -> None:  # noqa: FBT001 - the answer itself
         status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
         self._send(status, "application/json", json.dumps(facts).encode() + b"\n")
 

@@ -73,12 +73,12 @@ _REVOKED_CODES: Final = frozenset(
     {
         KafkaError.ILLEGAL_GENERATION,
         KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError._ASSIGNMENT_LOST,  # noqa: SLF001
+        KafkaError._ASSIGNMENT_LOST,  # noqa: SLF001 - a local code of librdkafka, which has no other name
     }
 )
 _FATAL_CODES: Final = frozenset(
     {
-        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError._FATAL,  # noqa: SLF001 - likewise
         KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001 - the group has gone on without us, and librdkafka may hang after it
         KafkaError.FENCED_INSTANCE_ID,
     }

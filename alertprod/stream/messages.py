@@ -288,17 +288,17 @@ def encode_event(event: Event, *, format: WireFormat = "json") -> bytes:  # noqa
     return buffer.getvalue()
 
 
-def encode_visit_ready(event: VisitReady, *, format: WireFormat = "json") -> bytes:  # noqa: A002
+def encode_visit_ready(event: VisitReady, *, format: WireFormat = "json") -> bytes:  # noqa: A002 - as `encode_event`
     """Encode a visit_ready event; see `encode_event`."""
     return encode_event(event, format=format)
 
 
-def encode_next_visit(event: NextVisit, *, format: WireFormat = "json") -> bytes:  # noqa: A002
+def encode_next_visit(event: NextVisit, *, format: WireFormat = "json") -> bytes:  # noqa: A002 - as `encode_event`
     """Encode a next_visit event; see `encode_event`."""
     return encode_event(event, format=format)
 
 
-def encode_visit_summary(summary: VisitSummary, *, format: WireFormat = "json") -> bytes:  # noqa: A002
+def encode_visit_summary(summary: VisitSummary, *, format: WireFormat = "json") -> bytes:  # noqa: A002 - as `encode_event`
     """Encode a visit summary; see `encode_event`."""
     return encode_event(summary, format=format)
 

@@ -143,7 +143,7 @@ class RegistrySchemas:
     def _fetch(self, schema_id: int) -> bytes | None:
         request = urllib.request.Request(f"{self._url}/schemas/ids/{schema_id}", headers=self._headers)  # noqa: S310 - the scheme is checked above
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310 - likewise
                 body: bytes = response.read(_MAX_SCHEMA_BYTES + 1)
         except urllib.error.HTTPError as error:
             error.close()

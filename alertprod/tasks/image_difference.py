@@ -122,7 +122,7 @@ class ImageDifferenceTask(Task):
     measurement: DipoleFitTask
 
     def __init__(self, config: Config | None = None, **keyArgs: object) -> None:
-        super().__init__(config, **keyArgs)  # type: ignore[arg-type]
+        super().__init__(config, **keyArgs)  # type: ignore[arg-type]  # handed on as they came, checked there
         for name in ("characterize", "subtract", "scaleVariance", "detection", "measurement"):
             self.makeSubtask(name)
 
