@@ -8,8 +8,10 @@
     │  ├─ StoreUnavailable, BrokerUnavailable, RegistryUnavailable, ImageNotYetAvailable, DiskFull
     ├─ BadInputError      dead letter, commit
     │  ├─ InvalidEvent, CorruptImage, HeaderMismatch, SchemaMismatch, TemplateUnreadable
+    │  ├─ UnusableExposure, ExposureMismatch
     ├─ ProcessingError    dead letter with its numbers, commit
     │  ├─ InsufficientPsfStars, InsufficientKernelSources, BadSubtraction, TooManyDiaSources, WorkerDied
+    │  ├─ TaskError
     ├─ NoWorkFound        nothing to do: said in the visit summary, no dead letter
     │  └─ NoTemplateCoverage
     └─ PartialWriteError  stored but not published: publish again, never recompute
@@ -127,6 +129,28 @@ class TemplateUnreadable(BadInputError):
         return f"template {self.uri}: {self.problem}"
 
 
+class UnusableExposure(BadInputError):
+    """An exposure in memory that nothing can be done with: `which` is science or template, `part` the plane or PSF."""
+
+    def __init__(self, which: str, part: str, problem: str) -> None:
+        super().__init__(which, part, problem)
+        self.which, self.part, self.problem = which, part, problem
+
+    def __str__(self) -> str:
+        return f"{self.which} exposure: {self.part}: {self.problem}"
+
+
+class ExposureMismatch(BadInputError):
+    """Science and template exposure that do not belong together: `field` is band, shape or wcs."""
+
+    def __init__(self, field: str, science_value: Any, template_value: Any) -> None:
+        super().__init__(field, science_value, template_value)
+        self.field, self.science_value, self.template_value = field, science_value, template_value
+
+    def __str__(self) -> str:
+        return f"{self.field}: the science exposure has {self.science_value!r}, the template {self.template_value!r}"
+
+
 class ProcessingError(AlertprodError, RuntimeError):
     """Readable input on which the algorithms fail; carries the numbers."""
 
@@ -173,6 +197,10 @@ class TooManyDiaSources(ProcessingError):
 
     def __str__(self) -> str:
         return f"{self.n} DiaSources, the limit is {self.limit}"
+
+
+class TaskError(ProcessingError):
+    """A task that cannot do what it is asked to: the message says what is missing."""
 
 
 class WorkerDied(ProcessingError):

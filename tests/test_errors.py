@@ -15,6 +15,7 @@ from alertprod.errors import (
     ConfigError,
     CorruptImage,
     DiskFull,
+    ExposureMismatch,
     HeaderMismatch,
     ImageNotYetAvailable,
     InsufficientKernelSources,
@@ -27,9 +28,11 @@ from alertprod.errors import (
     RegistryUnavailable,
     SchemaMismatch,
     StoreUnavailable,
+    TaskError,
     TemplateUnreadable,
     TooManyDiaSources,
     TransientError,
+    UnusableExposure,
     WorkerDied,
 )
 from alertprod.store.outbox import CorruptOutbox
@@ -77,6 +80,21 @@ EXAMPLES = [
         {"uri": "a.fits", "field": "visit", "event_value": 7, "header_value": 8},
         "a.fits: visit: the event says 7, the header 8",
     ),
+    (
+        UnusableExposure("template", "variance", "no pixel has a positive variance"),
+        BadInputError,
+        "unusable_exposure",
+        {"which": "template", "part": "variance", "problem": "no pixel has a positive variance"},
+        "template exposure: variance: no pixel has a positive variance",
+    ),
+    (
+        ExposureMismatch("band", "r", "g"),
+        BadInputError,
+        "exposure_mismatch",
+        {"field": "band", "science_value": "r", "template_value": "g"},
+        "band: the science exposure has 'r', the template 'g'",
+    ),
+    (TaskError("Exposure has no psf"), ProcessingError, "task_error", {}, "Exposure has no psf"),
     (SchemaMismatch("5 bytes are left over"), BadInputError, "schema_mismatch", {}, "5 bytes are left over"),
     (
         TemplateUnreadable("t.fits", "no world coordinates"),

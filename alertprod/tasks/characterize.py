@@ -12,8 +12,9 @@ from alertprod.detection.stars import StarList, find_stars
 from alertprod.errors import InsufficientPsfStars
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
+from alertprod.measurement.catalog import Catalog
 from alertprod.psf.fit import MIN_STARS, fit_psf
-from alertprod.tasks.image_psf_match import KernelCandidates
+from alertprod.tasks.sources import make_source_catalog
 from alertprod.tasks.task import Struct, Task, timeMethod
 
 _NOT_SKY = plane_bits("BAD", "SAT", "NO_DATA", "CR")
@@ -54,7 +55,7 @@ class CharacterizeTask(Task):
         -------
         Struct
             exposure: with sky subtracted, with a PSF, cosmic rays marked, its planes not shared with the given one's; selectSources:
-            `KernelCandidates`.
+            `Catalog` of `SOURCE_COLUMNS`.
 
         Raises
         ------
@@ -88,7 +89,7 @@ class CharacterizeTask(Task):
             exposure = exposure.copy()
             hits = find_cosmic_rays(exposure.masked_image, psf, set_planes=True)
             self.metadata["nCosmicRayPixels"] = int(hits.sum())
-        return Struct(exposure=exposure, selectSources=_as_candidates(stars))
+        return Struct(exposure=exposure, selectSources=_as_catalog(stars))
 
     def prepareTemplate(self, template: Exposure) -> Exposure:
         """Return a template tile without its sky and with a PSF, where stars allow one; the given one if it has both.
@@ -106,9 +107,9 @@ class CharacterizeTask(Task):
             self.log.warning("template tile without a PSF: %s", error)
             return template
 
-    def selectKernelSources(self, exposure: Exposure) -> KernelCandidates:
+    def selectKernelSources(self, exposure: Exposure) -> Catalog:
         """Return the stars of an exposure to fit a matching kernel on."""
-        return _as_candidates(self.findStars(exposure))
+        return _as_catalog(self.findStars(exposure))
 
     def findStars(self, exposure: Exposure) -> StarList:
         """Find clean stars, with the PSF's width where it is known."""
@@ -135,5 +136,7 @@ class CharacterizeTask(Task):
         return flat
 
 
-def _as_candidates(stars: StarList) -> KernelCandidates:
-    return KernelCandidates(x=stars.x, y=stars.y, flux=stars.flux)
+def _as_catalog(stars: StarList) -> Catalog:
+    return make_source_catalog(
+        x=stars.x, y=stars.y, flux=stars.flux, flux_err=stars.flux / stars.snr, snr=stars.snr, fwhm=stars.fwhm
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from lsst.pex.config import Config, ConfigurableField, Field, FieldValidationError, RangeField, RegistryField
 
 from alertprod.detection.background import estimate_background
-from alertprod.errors import NoTemplateCoverage
+from alertprod.errors import NoTemplateCoverage, TaskError
 from alertprod.ids import IdFactory
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
@@ -21,10 +21,10 @@ from alertprod.measurement.catalog import Catalog
 from alertprod.subtraction.decorrelate import decorrelate
 from alertprod.tasks.characterize import CharacterizeTask
 from alertprod.tasks.dipole_fit import DipoleFitTask
-from alertprod.tasks.image_psf_match import KernelCandidates, subtractAlgorithmRegistry
+from alertprod.tasks.image_psf_match import subtractAlgorithmRegistry
 from alertprod.tasks.scale_variance import ScaleVarianceTask, compute_pull_width
 from alertprod.tasks.source_detection import SourceDetectionTask
-from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
+from alertprod.tasks.task import Struct, Task, timeMethod
 
 NOT_SKY_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
 """Pixels of these planes do not count for the noise of the difference."""
@@ -130,9 +130,9 @@ class ImageDifferenceTask(Task):
     def run(
         self,
         exposure: Exposure | None = None,
-        selectSources: KernelCandidates | None = None,
+        selectSources: Catalog | None = None,
         templateExposure: Exposure | None = None,
-        templateSources: KernelCandidates | None = None,
+        templateSources: Catalog | None = None,
         idFactory: Callable[[], int] | None = None,
         calexpBackgroundExposure: Exposure | None = None,
         subtractedExposure: Exposure | None = None,

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 from lsst.pex.config import ChoiceField, Config, ConfigChoiceField, makeRegistry
 
-from alertprod._typing import FloatArray
+from alertprod.errors import TaskError
 from alertprod.images.exposure import Exposure
+from alertprod.measurement.catalog import Catalog
 from alertprod.subtraction.alard_lupton import ConvolveMode, MatchResult, match_images
 from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.tasks.config_fields import make_config_class
-from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
+from alertprod.tasks.task import Struct, Task, timeMethod
 
 _MODES: dict[str, ConvolveMode] = {"convolveTemplate": "template", "convolveScience": "science", "auto": "auto"}
 
@@ -47,7 +48,7 @@ class ImagePsfMatchTask(Task):
         self,
         templateExposure: Exposure,
         scienceExposure: Exposure,
-        candidateList: "KernelCandidates",
+        candidateList: Catalog,
         convolveTemplate: bool = True,
     ) -> Struct:
         """Match and subtract two exposures of one pixel grid.
@@ -55,7 +56,7 @@ class ImagePsfMatchTask(Task):
         Parameters
         ----------
         candidateList
-            Stars to fit the kernel on.
+            Stars to fit the kernel on, columns `SOURCE_COLUMNS`.
         convolveTemplate
             Convolve the template, or else the science exposure; the configuration's `mode` goes before.
 
@@ -82,9 +83,9 @@ class ImagePsfMatchTask(Task):
             templateExposure.masked_image,
             science_psf=scienceExposure.psf,
             template_psf=templateExposure.psf,
-            star_x=candidateList.x,
-            star_y=candidateList.y,
-            star_flux=candidateList.flux,
+            star_x=candidateList["x"],
+            star_y=candidateList["y"],
+            star_flux=candidateList["flux"],
             config=self.config.kernel["AL"].makeSettings(),
             convolve=_MODES[asked],
         )
@@ -131,16 +132,6 @@ def _rescale(template: Exposure, matched: Exposure, match: MatchResult) -> Expos
     planes.image /= np.float32(match.kernel_sum)
     planes.variance /= np.float32(match.kernel_sum**2)
     return replace(template, masked_image=planes, photo_calib=matched.photo_calib)
-
-
-class KernelCandidates:
-    """Star positions (pixels) and fluxes (image units), arrays of one length."""
-
-    def __init__(self, *, x: FloatArray, y: FloatArray, flux: FloatArray) -> None:
-        self.x, self.y, self.flux = np.asarray(x, float), np.asarray(y, float), np.asarray(flux, float)
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 subtractAlgorithmRegistry: Any = makeRegistry(doc="Ways to subtract two exposures")

@@ -4,9 +4,10 @@ from typing import ClassVar
 
 from alertprod.detection.detect import DetectionConfig, detect
 from alertprod.detection.footprints import FootprintSet
+from alertprod.errors import TaskError
 from alertprod.images.exposure import Exposure
 from alertprod.tasks.config_fields import make_config_class
-from alertprod.tasks.task import Struct, Task, TaskError, timeMethod
+from alertprod.tasks.task import Struct, Task, timeMethod
 
 SourceDetectionConfig = make_config_class(
     "SourceDetectionConfig",

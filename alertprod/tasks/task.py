@@ -27,10 +27,6 @@ class Struct(SimpleNamespace):
         return dict(vars(self))
 
 
-class TaskError(Exception):
-    """A task that cannot do what it is asked to: the message says what is missing."""
-
-
 class Task:
     """A configured step.
 

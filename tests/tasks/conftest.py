@@ -3,8 +3,9 @@
 import pytest
 from made_skies import Pair, make_pair
 
+from alertprod.measurement.catalog import Catalog
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
-from alertprod.tasks.image_psf_match import KernelCandidates
+from alertprod.tasks.sources import make_source_catalog
 from alertprod.tasks.task import Struct
 
 
@@ -28,9 +29,9 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="session")
-def stars(pair) -> KernelCandidates:
+def stars(pair) -> Catalog:
     """Every star of the pair, none of the transients."""
-    return KernelCandidates(x=pair.star_x, y=pair.star_y, flux=pair.star_flux)
+    return make_source_catalog(x=pair.star_x, y=pair.star_y, flux=pair.star_flux)
 
 
 @pytest.fixture(scope="session")

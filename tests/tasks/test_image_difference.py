@@ -5,14 +5,13 @@ import pytest
 from made_skies import NOISE, SHAPE, TRANSIENTS, make_pair
 from scipy import ndimage
 
-from alertprod.errors import NoTemplateCoverage
+from alertprod.errors import NoTemplateCoverage, TaskError
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement.catalog import Catalog
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
-from alertprod.tasks.image_psf_match import KernelCandidates
-from alertprod.tasks.task import TaskError
+from alertprod.tasks.sources import make_source_catalog
 
 DEFAULTS = {
     "doAddCalexpBackground": False,
@@ -304,7 +303,7 @@ def test_inputs_are_left_as_they_were_and_may_be_read_only(task, pair, stars):
     background.image[...] = 3.0
     inputs = (science, template, background)
     before = [copy_planes(exposure) for exposure in inputs]
-    star_before = stars.x.copy(), stars.y.copy(), stars.flux.copy()
+    star_before = [stars[name].copy() for name in ("x", "y", "flux")]
     for exposure in inputs:
         for plane in (exposure.image, exposure.mask, exposure.variance):
             plane.flags.writeable = False
@@ -320,7 +319,7 @@ def test_inputs_are_left_as_they_were_and_may_be_read_only(task, pair, stars):
     )
     for exposure, planes in zip(inputs, before, strict=True):
         assert_same_planes(exposure, planes)
-    for now, then in zip((stars.x, stars.y, stars.flux), star_before, strict=True):
+    for now, then in zip((stars["x"], stars["y"], stars["flux"]), star_before, strict=True):
         np.testing.assert_array_equal(now, then)
     assert again.subtractedExposure is not first.subtractedExposure
     assert not np.shares_memory(again.subtractedExposure.mask, first.subtractedExposure.mask)
@@ -365,7 +364,7 @@ def test_nothing_of_one_run_leaks_into_the_next(task):
 
 def test_a_failed_run_leaves_nothing_behind(task, pair, stars, result):
     made = task()
-    nothing = KernelCandidates(x=np.zeros(0), y=np.zeros(0), flux=np.zeros(0))
+    nothing = make_source_catalog(x=np.zeros(0), y=np.zeros(0), flux=np.zeros(0))
     with pytest.raises(Exception, match="0 usable kernel sources"):
         made.run(exposure=pair.science, templateExposure=pair.template, selectSources=nothing)
     after = made.run(exposure=pair.science, templateExposure=pair.template, selectSources=stars)

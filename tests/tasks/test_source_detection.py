@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from alertprod.errors import TaskError
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.tasks.source_detection import SourceDetectionConfig, SourceDetectionTask
-from alertprod.tasks.task import TaskError
 
 PSF = GaussianPsf(fwhm=3.5)
 

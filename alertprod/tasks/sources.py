@@ -1,0 +1,32 @@
+"""The table of stars and galaxies on a science image or template: what kernels are fitted on and DiaSources matched with.
+
+Not DiaSources: those are in `alertprod.measurement.catalog`.
+"""
+
+import numpy as np
+
+from alertprod._typing import FloatArray
+from alertprod.measurement.catalog import Catalog, Column
+
+SOURCE_COLUMNS: tuple[Column, ...] = (
+    Column("source_id", "i8", "", "id; 0 where nobody gave one"),
+    Column("x", "f8", "pixel", "column of the centroid, first pixel's centre 0"),
+    Column("y", "f8", "pixel", "row of the centroid"),
+    Column("ra_deg", "f8", "deg", "right ascension, ICRS"),
+    Column("dec_deg", "f8", "deg", "declination, ICRS"),
+    Column("flux", "f8", "", "point-source flux in image units"),
+    Column("flux_err", "f8", "", "its standard error"),
+    Column("snr", "f8", "", "signal-to-noise ratio of the flux"),
+    Column("fwhm", "f8", "pixel", "FWHM of the best circular Gaussian"),
+    Column("g_minus_r", "f8", "mag", "colour; NaN where nobody knows it"),
+    Column("is_variable", "?", "", "known to vary"),
+)
+"""Every column of a source. What nobody measured is NaN."""
+
+
+def make_source_catalog(*, x: FloatArray, y: FloatArray, **columns: FloatArray) -> Catalog:
+    """Return a catalog of sources from arrays of one length, named as in `SOURCE_COLUMNS`; the others stay blank."""
+    sources = Catalog(SOURCE_COLUMNS, len(np.atleast_1d(x)))
+    for name, values in {"x": x, "y": y, **columns}.items():
+        sources[name] = values
+    return sources
