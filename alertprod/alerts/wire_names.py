@@ -109,7 +109,7 @@ DIA_SOURCE_WIRE_NAMES: Mapping[str, str] = {
     "pixel_flags_injected_template_center": "pixelFlags_injected_templateCenter",
     "glint_trail": "glint_trail",
 }
-"""Every column of `DIA_SOURCE_COLUMNS` but ``x_y_cov``, which the packet has no field for."""
+"""Every column of `STORED_DIA_SOURCE_COLUMNS` but ``x_y_cov``, which the packet has no field for."""
 
 DIA_OBJECT_WIRE_NAMES: Mapping[str, str] = {
     "dia_object_id": "diaObjectId",

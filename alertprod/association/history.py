@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
-from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
+from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS, Catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class History:
     objects
         `DIA_OBJECT_COLUMNS`; one row an object. May reach beyond the exposure.
     sources
-        `DIA_SOURCE_COLUMNS`, in any order; rows of other objects are ignored.
+        `STORED_DIA_SOURCE_COLUMNS` at least, in any order; rows of other objects are ignored.
     forced
         `DIA_FORCED_SOURCE_COLUMNS`, in any order.
     """
@@ -29,6 +29,6 @@ class History:
         """Return the history of a sky nobody has looked at."""
         return cls(
             objects=Catalog(DIA_OBJECT_COLUMNS, 0),
-            sources=Catalog(DIA_SOURCE_COLUMNS, 0),
+            sources=Catalog(STORED_DIA_SOURCE_COLUMNS, 0),
             forced=Catalog(DIA_FORCED_SOURCE_COLUMNS, 0),
         )

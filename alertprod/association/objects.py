@@ -18,7 +18,7 @@ def summarize_objects(sources: Catalog, previous: Catalog, *, validity_start_mjd
     Parameters
     ----------
     sources
-        `DIA_SOURCE_COLUMNS`: all sources of the objects, history and new, each once.
+        `STORED_DIA_SOURCE_COLUMNS`: all sources of the objects, history and new, each once.
     previous
         `DIA_OBJECT_COLUMNS`: earlier versions where there are any; they give the first and last epoch beyond the
         loaded history. Rows of other objects are ignored.

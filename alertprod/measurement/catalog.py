@@ -2,6 +2,7 @@
 
 A `Catalog` is plain arrays of one length under fixed names. Floats that nobody measured are NaN,
 ids that do not apply are 0, flags are plain booleans; the packet turns NaN and such ids into nulls.
+Columns that are not `stored` live in the catalog of the exposure only: neither the database nor the packet has them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,13 @@ from alertprod._typing import BoolArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, NumPy dtype, unit ("" for none) and meaning."""
+    """One column: its name, NumPy dtype, unit ("" for none) and meaning, and whether the database keeps it."""
 
     name: str
     dtype: str
     unit: str
     meaning: str
+    stored: bool = True
 
 
 _F4, _F8, _I4, _I8, _B, _S = "f4", "f8", "i4", "i8", "?", "O"
@@ -126,8 +128,99 @@ DIA_SOURCE_COLUMNS: tuple[Column, ...] = (
     Column("pixel_flags_injected_template", _B, "", "source injected in the template in the footprint"),
     Column("pixel_flags_injected_template_center", _B, "", "the same within the central 3x3 pixels"),
     Column("glint_trail", _B, "", "one of a line of satellite glints"),
+    # From here on: what the exposure's own catalog holds beside.
+    Column("sky_source", _B, "", "an empty place that was measured like a source", stored=False),
+    Column("ref_match_id", _I8, "", "source of the reference catalogue at this place; 0 for none", stored=False),
+    Column("src_match_id", _I8, "", "source of the science image at this place; 0 for none", stored=False),
+    Column("centroid_flag_edge", _B, "", "centroid failed beside the border", stored=False),
+    Column("centroid_flag_near_edge", _B, "", "the fitted disk reaches off the image", stored=False),
+    Column(
+        "centroid_flag_no_second_derivative", _B, "", "centroid failed: the pixels determine no position", stored=False
+    ),
+    Column(
+        "centroid_flag_almost_no_second_derivative", _B, "", "error of the position above a PSF sigma", stored=False
+    ),
+    Column("centroid_flag_not_at_maximum", _B, "", "centroid failed: flux of the wrong sign", stored=False),
+    Column("centroid_flag_not_converged", _B, "", "centroid failed: out of iterations", stored=False),
+    Column("centroid_flag_reset_to_peak", _B, "", "centroid failed: it left the peak, and was put back", stored=False),
+    Column("psf_flux_area", _F4, "pixel", "effective area of the PSF, sum(P)^2 / sum(P^2)", stored=False),
+    Column("psf_flux_ap_corr", _F4, "", "aperture correction in the flux; NaN for none", stored=False),
+    Column("psf_flux_ap_corr_err", _F4, "", "its standard error", stored=False),
+    Column("psf_flux_flag_ap_corr", _B, "", "aperture correction failed; the flux is as it was", stored=False),
+    Column("gaussian_flux", _F4, "nJy", "flux of a Gaussian of the source's own moments", stored=False),
+    Column("gaussian_flux_err", _F4, "nJy", "its standard error", stored=False),
+    Column("gaussian_flux_flag", _B, "", "Gaussian flux failed", stored=False),
+    Column("gaussian_flux_ap_corr", _F4, "", "aperture correction in the flux; NaN for none", stored=False),
+    Column("gaussian_flux_ap_corr_err", _F4, "", "its standard error", stored=False),
+    Column("gaussian_flux_flag_ap_corr", _B, "", "aperture correction failed; the flux is as it was", stored=False),
+    Column("peak_likelihood_flux", _F4, "nJy", "point-source likelihood image at the centroid", stored=False),
+    Column("peak_likelihood_flux_err", _F4, "nJy", "its standard error", stored=False),
+    Column("peak_likelihood_flux_flag", _B, "", "peak likelihood flux failed", stored=False),
+    Column("forced_psf_flux_area", _F4, "pixel", "effective area of the science PSF", stored=False),
+    Column("forced_template_psf_flux_area", _F4, "pixel", "effective area of the template PSF", stored=False),
+    Column("forced_template_psf_flux_flag", _B, "", "forced flux on the template failed", stored=False),
+    Column("forced_template_psf_flux_flag_edge", _B, "", "its PSF image reaches off the image", stored=False),
+    Column("forced_template_psf_flux_flag_no_good_pixels", _B, "", "no usable pixel for it", stored=False),
+    Column("ixx_err", _F4, "arcsec**2", "standard error of ixx", stored=False),
+    Column("iyy_err", _F4, "arcsec**2", "standard error of iyy", stored=False),
+    Column("ixy_err", _F4, "arcsec**2", "standard error of ixy", stored=False),
+    Column("trail_x0", _F4, "pixel", "column of the trail's end with the smaller x", stored=False),
+    Column("trail_y0", _F4, "pixel", "row of that end", stored=False),
+    Column("trail_x1", _F4, "pixel", "column of the other end", stored=False),
+    Column("trail_y1", _F4, "pixel", "row of the other end", stored=False),
+    Column("trail_flag", _B, "", "no trail: a fit was tried and failed", stored=False),
+    Column("trail_flag_shape", _B, "", "no shape to start from", stored=False),
+    Column("trail_flag_no_converge", _B, "", "the fit did not converge", stored=False),
+    Column("trail_flag_no_flux", _B, "", "flux not finite, or of the wrong sign", stored=False),
+    Column("trail_flag_no_sigma", _B, "", "no standard errors", stored=False),
+    Column("trail_flag_nan", _B, "", "an end of the trail is not finite", stored=False),
+    Column("trail_flag_point_like", _B, "", "a point describes it as well", stored=False),
+    Column("trail_flag_off_image", _B, "", "an end of the trail lies off the image", stored=False),
+    Column("trail_flag_suspect_long_trail", _B, "", "longer than three PSF sigmas", stored=False),
+    Column("dipole_fit_flag", _B, "", "a dipole fit was due and failed", stored=False),
+    Column("dipole_fit_flag_edge", _B, "", "the dipole's pixels reach the border", stored=False),
+    Column("dipole_positive_flux", _F4, "nJy", "flux of the positive lobe of the model", stored=False),
+    Column("dipole_positive_flux_err", _F4, "nJy", "its standard error", stored=False),
+    Column("dipole_positive_x", _F4, "pixel", "column of the positive lobe", stored=False),
+    Column("dipole_positive_x_err", _F4, "pixel", "its standard error", stored=False),
+    Column("dipole_positive_y", _F4, "pixel", "row of the positive lobe", stored=False),
+    Column("dipole_positive_y_err", _F4, "pixel", "its standard error", stored=False),
+    Column("dipole_negative_flux", _F4, "nJy", "flux of the negative lobe of the model, below zero", stored=False),
+    Column("dipole_negative_flux_err", _F4, "nJy", "its standard error", stored=False),
+    Column("dipole_negative_x", _F4, "pixel", "column of the negative lobe", stored=False),
+    Column("dipole_negative_x_err", _F4, "pixel", "its standard error", stored=False),
+    Column("dipole_negative_y", _F4, "pixel", "row of the negative lobe", stored=False),
+    Column("dipole_negative_y_err", _F4, "pixel", "its standard error", stored=False),
+    Column("dipole_separation", _F4, "pixel", "distance of the lobes", stored=False),
+    Column("dipole_orientation_deg", _F4, "deg", "angle from +x to the positive lobe, towards +y", stored=False),
+    Column("dipole_snr", _F4, "", "signal-to-noise of the dipole on the difference", stored=False),
+    Column("naive_dipole_positive_flux", _F4, "nJy", "sum of the footprint's pixels above zero", stored=False),
+    Column("naive_dipole_positive_flux_err", _F4, "nJy", "its standard error", stored=False),
+    Column("naive_dipole_positive_npix", _I4, "", "number of those pixels", stored=False),
+    Column("naive_dipole_negative_flux", _F4, "nJy", "sum of the footprint's pixels below zero", stored=False),
+    Column("naive_dipole_negative_flux_err", _F4, "nJy", "its standard error", stored=False),
+    Column("naive_dipole_negative_npix", _I4, "", "number of those pixels", stored=False),
+    Column("pixel_flags_bad_center", _B, "", "bad pixel within the central 3x3 pixels", stored=False),
+    Column("pixel_flags_edge_center", _B, "", "unusable border within the central 3x3 pixels", stored=False),
+    Column("pixel_flags_interpolated_center_all", _B, "", "all central 3x3 pixels interpolated", stored=False),
+    Column("pixel_flags_high_variance", _B, "", "template pixel of high variance in the footprint", stored=False),
+    Column("pixel_flags_high_variance_center", _B, "", "the same within the central 3x3 pixels", stored=False),
+    Column("pixel_flags_high_variance_center_all", _B, "", "the same for all central 3x3 pixels", stored=False),
+    Column("pixel_flags_sat_template", _B, "", "saturated template pixel in the footprint", stored=False),
+    Column("pixel_flags_sat_template_center", _B, "", "the same within the central 3x3 pixels", stored=False),
+    Column("pixel_flags_spike", _B, "", "diffraction spike in the footprint", stored=False),
+    Column("pixel_flags_spike_center", _B, "", "the same within the central 3x3 pixels", stored=False),
+    Column("local_photo_calib", _F8, "nJy", "nJy of one image unit at the centroid", stored=False),
+    Column("local_photo_calib_err", _F8, "nJy", "its standard error; NaN where nobody says", stored=False),
+    Column("local_wcs_cd_1_1", _F8, "deg / pixel", "d(east)/dx at the centroid", stored=False),
+    Column("local_wcs_cd_1_2", _F8, "deg / pixel", "d(east)/dy at the centroid", stored=False),
+    Column("local_wcs_cd_2_1", _F8, "deg / pixel", "d(north)/dx at the centroid", stored=False),
+    Column("local_wcs_cd_2_2", _F8, "deg / pixel", "d(north)/dy at the centroid", stored=False),
 )
-"""Every column of a DiaSource, in the packet's order; the packet and the SQL table are made from it."""
+"""Every column of a DiaSource: first those that are stored, in the packet's order, then those that are not."""
+
+STORED_DIA_SOURCE_COLUMNS: tuple[Column, ...] = tuple(column for column in DIA_SOURCE_COLUMNS if column.stored)
+"""What the database keeps of a DiaSource, and the packet is made from; a history has no more."""
 
 
 class Catalog(Mapping[str, NDArray[Any]]):
@@ -194,7 +287,13 @@ class Catalog(Mapping[str, NDArray[Any]]):
 
     @classmethod
     def concatenate(cls, parts: Iterable["Catalog"]) -> "Catalog":
-        """Return the rows of all `parts`, which must have the same columns, one after another."""
+        """Return the rows of all `parts` one after another, with the columns of the first; others are left out.
+
+        Raises
+        ------
+        KeyError
+            Raised if a part lacks one of them.
+        """
         parts = list(parts)
         joined = cls(parts[0].columns, 0)
         joined._data = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -18,7 +18,7 @@ from alertprod._typing import IntArray
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
 from alertprod.association.history import History
 from alertprod.geometry.sphere import SphericalPolygon
-from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog, Column
+from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS, Catalog, Column
 from alertprod.store.database import Database
 from alertprod.store.ledger import Claimed, Ledger
 from alertprod.store.outbox import OutboxFile
@@ -174,7 +174,7 @@ class Apdb:
         along the border, keep their version: neighbours do not disturb each other for nothing.
         """
         cells = compute_cells(objects["ra_deg"], objects["dec_deg"])
-        source_rows = _to_sql(DIA_SOURCE_COLUMNS, sources)
+        source_rows = _to_sql(STORED_DIA_SOURCE_COLUMNS, sources)
         forced_rows = _to_sql(DIA_FORCED_SOURCE_COLUMNS, forced)
         object_rows = [
             (*row, cell) for row, cell in zip(_to_sql(DIA_OBJECT_COLUMNS, objects), cells.tolist(), strict=True)
@@ -191,7 +191,7 @@ class Apdb:
             )
             written = set(cells.tolist()) | _read_cells_of_objects(connection, touched)
             self._advance_cells(connection, cell_versions, written)
-            self._insert(connection, DIA_SOURCE, DIA_SOURCE_COLUMNS, source_rows)
+            self._insert(connection, DIA_SOURCE, STORED_DIA_SOURCE_COLUMNS, source_rows)
             self._insert(connection, DIA_FORCED_SOURCE, DIA_FORCED_SOURCE_COLUMNS, forced_rows)
             self._replace_objects(connection, object_rows)
 
@@ -277,7 +277,7 @@ def _read_light_curves(
     connection: sa.Connection, dia_object_ids: IntArray, since_mjd_tai: float
 ) -> tuple[Catalog, Catalog]:
     return (
-        _read_of_objects(connection, DIA_SOURCE, DIA_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai),
+        _read_of_objects(connection, DIA_SOURCE, STORED_DIA_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai),
         _read_of_objects(connection, DIA_FORCED_SOURCE, DIA_FORCED_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai),
     )
 

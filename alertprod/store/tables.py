@@ -10,7 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
-from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Column
+from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS, Column
 
 METADATA = sa.MetaData()
 
@@ -38,7 +38,7 @@ def _sql_column(column: Column, *, is_key: bool) -> "sa.Column[object]":
 DIA_SOURCE = sa.Table(
     "dia_source",
     METADATA,
-    *_sql_columns(DIA_SOURCE_COLUMNS, primary_key="dia_source_id"),
+    *_sql_columns(STORED_DIA_SOURCE_COLUMNS, primary_key="dia_source_id"),
     sa.Index("dia_source_of_object", "dia_object_id", "midpoint_mjd_tai"),
     sa.Index("dia_source_of_exposure", "visit", "detector"),
 )

@@ -7,7 +7,7 @@ from alertprod.alerts.wire_names import (
     DIA_SOURCE_WIRE_NAMES,
 )
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
-from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS
+from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS
 
 # Fields of the schema that no column fills.
 UNFILLED = {
@@ -17,7 +17,7 @@ UNFILLED = {
 }
 
 TABLES = [
-    ("diaSource", DIA_SOURCE_COLUMNS, DIA_SOURCE_WIRE_NAMES),
+    ("diaSource", STORED_DIA_SOURCE_COLUMNS, DIA_SOURCE_WIRE_NAMES),
     ("diaObject", DIA_OBJECT_COLUMNS, DIA_OBJECT_WIRE_NAMES),
     ("diaForcedSource", DIA_FORCED_SOURCE_COLUMNS, DIA_FORCED_SOURCE_WIRE_NAMES),
 ]

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
 from alertprod.geometry.sphere import separation_arcsec
 from alertprod.geometry.wcs import SkyWcs
-from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
+from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, STORED_DIA_SOURCE_COLUMNS, Catalog
 from alertprod.store.apdb import Apdb, CellsMoved
 from alertprod.store.database import Database
 from alertprod.store.ledger import ClaimLost, ExposureKey, Ledger, LedgerState
@@ -105,7 +105,15 @@ def test_every_column_comes_back_bit_for_bit(apdb, claims):
         (history.sources, rows["sources"]),
         (history.forced, rows["forced"]),
     ):
-        assert_equal(found, expected)
+        assert_equal(found, {column.name: expected[column.name] for column in expected.columns if column.stored})
+
+
+def test_columns_of_the_exposure_alone_are_not_stored(apdb, claims):
+    store(apdb, claims(), make_rows(), {})
+    sources = apdb.read_history(region(), mjd_tai=MJD).history.sources
+    assert sources.columns == STORED_DIA_SOURCE_COLUMNS
+    assert "sky_source" not in sources
+    assert "glint_trail" in sources
 
 
 def test_unmeasured_floats_are_null_in_sql(database, apdb, claims):
