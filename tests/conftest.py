@@ -1,11 +1,13 @@
 """Fixtures of the whole suite."""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 from kafka_broker import BrokerMissing, ExistingBroker, find_broker
+from postgres_server import PostgresServer, ServerMissing
 
 if TYPE_CHECKING:
     from alertprod.sim.night import Night
@@ -20,6 +22,21 @@ def kafka_broker() -> Iterator[ExistingBroker]:
         pytest.skip(f"no Kafka: {missing}")
     yield broker
     broker.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a real PostgreSQL: ALERTPROD_TEST_POSTGRES's, or of one of our own for the time of the run."""
+    named = os.environ.get("ALERTPROD_TEST_POSTGRES")
+    if named:
+        yield named
+        return
+    try:
+        server = PostgresServer()
+    except ServerMissing as missing:
+        pytest.skip(f"no PostgreSQL: {missing}")
+    yield server.url
+    server.close()
 
 
 @pytest.fixture(scope="session")

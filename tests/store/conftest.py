@@ -1,6 +1,5 @@
-"""Databases to test on: SQLite always, PostgreSQL where ALERTPROD_TEST_POSTGRES names a server."""
+"""Databases to test on: SQLite always, PostgreSQL where there is one."""
 
-import os
 import uuid
 
 import numpy as np
@@ -28,18 +27,17 @@ class Clock:
 
 
 @pytest.fixture(scope="session")
-def postgres_url():
-    server = os.environ.get("ALERTPROD_TEST_POSTGRES")
-    if not server:
-        pytest.skip("ALERTPROD_TEST_POSTGRES does not name a PostgreSQL server")
+def postgres_url(postgres_server):
     # A database of our own: whatever is on that server is somebody's.
     name = f"alertprod_test_{uuid.uuid4().hex[:12]}"
     admin = sa.create_engine(
-        sa.make_url(server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+        sa.make_url(postgres_server).set(drivername="postgresql+psycopg"),
+        isolation_level="AUTOCOMMIT",
+        poolclass=sa.NullPool,
     )
     with admin.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    url = sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+    url = sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
     upgrade(url)
     yield url
     with admin.connect() as connection:
