@@ -1,6 +1,5 @@
 """``alertprod difference``: one pair of images, offline: no database, no Kafka, no configuration needed."""
 
-import ast
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -48,11 +47,12 @@ def difference(
     from alertprod.factory import create_task
     from alertprod.images.fits_io import load_exposure
     from alertprod.images.profile import load_profile
+    from alertprod.tasks.config_fields import read_settings
 
     started = time.perf_counter()
     mode = {"template": "convolveTemplate", "science": "convolveScience", "auto": "auto"}[convolve]
     overrides = {"subtract.al.mode": mode}
-    task = create_task({**overrides, **_read_settings(setting or [])}, source="--set")
+    task = create_task({**overrides, **read_settings(setting or [], source="--set")}, source="--set")
     with progress_bar() as progress:
         bar = progress.add_task("Reading", total=4)
         science_exposure = load_exposure(science, load_profile(profile))
@@ -80,19 +80,6 @@ def difference(
     for name, value in facts.items():
         shown = ", ".join(f"{k} {v:g}" for k, v in value.items()) if isinstance(value, dict) else value
         out.print(f"{name.replace('_', ' ')}: {shown}", markup=False)
-
-
-def _read_settings(pairs: list[str]) -> dict[str, Any]:
-    settings = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator:
-            raise ConfigError("--set", pair, "NAME=VALUE is needed")
-        try:
-            settings[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            settings[name] = text
-    return settings
 
 
 def _put_on_grid(

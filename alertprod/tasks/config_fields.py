@@ -11,7 +11,7 @@ import itertools
 import re
 import textwrap
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lsst.pex.config import ChoiceField, Config, ConfigField, Field, FieldValidationError, ListField
@@ -96,14 +96,40 @@ def make_config_class(
     return type(Config)(name, (Config,), body)
 
 
+def read_settings(pairs: Iterable[str], *, source: str) -> dict[str, Any]:
+    """Read "name=value" words of a command line: numbers, lists, True, False and None as Python has them, else text.
+
+    Raises
+    ------
+    ConfigError
+        Raised if a word has no "="; `source` names the option.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise ConfigError(source, pair, "NAME=VALUE is needed")
+        try:
+            settings[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            settings[name] = text
+    return settings
+
+
 def apply_overrides(config: Config, overrides: Mapping[str, Any], *, source: str) -> None:
-    """Set fields by dotted names, ``subtract.al.kernel.AL.spatialKernelOrder``, in place.
+    """Set fields by dotted names, ``subtract.al.kernel.AL.spatialKernelOrder``, in place, and validate the whole.
 
     Raises
     ------
     ConfigError
         Raised if a name leads nowhere or a value does not fit; `source` names the file.
     """
+    set_fields(config, overrides, source=source)
+    validate_config(config, source=source)
+
+
+def set_fields(config: Config, overrides: Mapping[str, Any], *, source: str) -> None:
+    """Set fields as `apply_overrides` does, and leave the whole unvalidated: more may be to come."""
     for name, value in overrides.items():
         *path, last = name.split(".")
         node: Any = config
@@ -113,11 +139,23 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any], *, source: str
             _set(node, last, value)
         except (AttributeError, KeyError, TypeError, FieldValidationError) as error:
             raise ConfigError(source, name, f"cannot be set to {value!r}: {_explain(error)}") from error
+
+
+def validate_config(config: Config, *, source: str) -> None:
+    """Validate a configuration.
+
+    Raises
+    ------
+    ConfigError
+        Raised if its fields contradict one another; `source` names the file.
+    """
     try:
         config.validate()
     except FieldValidationError as error:
         # Named as an override would name it: subtract.al.mode, not subtract['al'].mode.
         raise ConfigError(source, re.sub(r"\['(\w+)'\]", r".\1", error.fullname), _explain(error)) from error
+    except ValueError as error:  # a task's own validate may raise the plain kind
+        raise ConfigError(source, type(config).__name__, _explain(error)) from error
 
 
 def _set(node: Any, name: str, value: Any) -> None:
@@ -188,7 +226,15 @@ def _camel_case(name: str) -> str:
 
 
 def _attribute_docstrings(cls: type[Any]) -> dict[str, str]:
-    """Return the string under each field of a class's source."""
+    """Return the string under each field in the sources of a dataclass and of those that it derives from."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_docstrings(base)
+    return docs
+
+
+def _own_docstrings(cls: type[Any]) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     docs: dict[str, str] = {}

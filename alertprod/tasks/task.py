@@ -16,6 +16,8 @@ from typing import Any, ClassVar, TypeVar
 
 from lsst.pex.config import Config, ConfigurableField
 
+from alertprod.measurement.catalog import Catalog
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -46,6 +48,11 @@ class Task:
     ------
     RuntimeError
         Raised if there is no name, or a subtask is given without one.
+
+    Notes
+    -----
+    A task is pickled as its class, configuration, name and parent, and made again from them: metadata stay behind. A
+    subclass whose constructor needs more says so in `_reduceKeyArgs`.
     """
 
     ConfigClass: ClassVar[type[Config]]
@@ -82,7 +89,15 @@ class Task:
         self.config: Any = config
         self.log = logging.getLogger(logger_name)
         self.metadata: dict[str, Any] = {}
+        self._parentTask = parentTask
         self._taskDict[self._fullName] = weakref.ref(self)
+
+    def __reduce__(self) -> "tuple[Callable[..., Task], tuple[type[Task], dict[str, Any]]]":
+        return _make_again, (type(self), self._reduceKeyArgs())
+
+    def _reduceKeyArgs(self) -> dict[str, Any]:
+        """Return the arguments that make a task like this one."""
+        return {"config": self.config, "name": self._name, "parentTask": self._parentTask}
 
     def getName(self) -> str:
         """Return the last component of the name."""
@@ -108,13 +123,37 @@ class Task:
         tasks = {name: reference() for name, reference in self._taskDict.items()}
         return {name.replace(".", ":"): task.metadata for name, task in tasks.items() if task is not None}
 
+    def getSchemaCatalogs(self) -> dict[str, Catalog]:
+        """Return an empty catalog, for its columns, by dataset name of each table that this task itself makes."""
+        return {}
+
+    def getAllSchemaCatalogs(self) -> dict[str, Catalog]:
+        """Return the schema catalogs of every task of the hierarchy; the same from any level."""
+        schemas: dict[str, Catalog] = {}
+        for reference in self._taskDict.values():
+            task = reference()
+            if task is not None:
+                schemas.update(task.getSchemaCatalogs())
+        return schemas
+
+    def getResourceConfig(self) -> Config | None:
+        """Return the configuration's `resources`, None where it has no such field."""
+        return getattr(self.config, "resources", None)
+
     def makeSubtask(self, name: str, **keyArgs: Any) -> None:
         """Make the subtask that the configuration field `name` names, as an attribute of that name.
+
+        Parameters
+        ----------
+        keyArgs
+            Further arguments of the subtask's constructor; configuration and parent are not among them.
 
         Raises
         ------
         KeyError
             Raised if the configuration has no such field.
+        TypeError
+            Raised if the constructor does not take an argument.
         """
         field = getattr(self.config, name, None)
         if field is None:
@@ -151,6 +190,10 @@ class Task:
                     timer = key.removesuffix("EndWallTime")
                     seconds[f"{task}:{timer}"] = end - metadata[f"{timer}StartWallTime"]
         return seconds
+
+
+def _make_again(cls: type[Task], keyArgs: dict[str, Any]) -> Task:
+    return cls(**keyArgs)
 
 
 def timeMethod(method: _Method) -> _Method:

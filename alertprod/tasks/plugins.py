@@ -1,0 +1,63 @@
+"""Repositories and displays by entry point: tasks use what other packages, and higher layers of this one, announce.
+
+Groups: `alertprod.repositories`, a callable ``(uri, *, output=None) -> Butler``; `alertprod.displays`, a callable
+``(directory) -> Display``.
+"""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from alertprod.errors import ConfigError
+from alertprod.tasks.protocols import Butler, Display
+
+REPOSITORIES = "alertprod.repositories"
+DISPLAYS = "alertprod.displays"
+
+DEFAULT_REPOSITORY = "folder"
+"""The kind of a repository whose name does not begin with one."""
+
+DEFAULT_DISPLAY = "png"
+"""Draws into files, which need no screen."""
+
+
+def open_repository(uri: str, *, output: str | None = None) -> Butler:
+    """Open a repository.
+
+    Parameters
+    ----------
+    uri
+        "KIND:REST", where KIND is the name of an entry point; else a repository of `DEFAULT_REPOSITORY`.
+    output
+        Where datasets are put; in the repository itself by default.
+
+    Raises
+    ------
+    ConfigError
+        Raised if there is no such kind, or no repository.
+    """
+    kind, separator, rest = uri.partition(":")
+    if not separator or kind not in entry_points(group=REPOSITORIES).names:
+        kind, rest = DEFAULT_REPOSITORY, uri
+    butler: Butler = _load(REPOSITORIES, kind)(rest, output=output)
+    return butler
+
+
+def open_display(directory: str | Path) -> Display:
+    """Open the display that draws into a folder.
+
+    Raises
+    ------
+    ConfigError
+        Raised if there is none.
+    """
+    display: Display = _load(DISPLAYS, DEFAULT_DISPLAY)(Path(directory))
+    return display
+
+
+def _load(group: str, name: str) -> Any:
+    found = entry_points(group=group)
+    if name not in found.names:
+        known = ", ".join(sorted(found.names)) or "none; is the package installed?"
+        raise ConfigError(f"entry points {group}", name, f"there is no such one; there are: {known}")
+    return found[name].load()
