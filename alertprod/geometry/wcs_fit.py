@@ -198,7 +198,7 @@ def _within(misfit: FloatArray, used: BoolArray, n_sigma: float) -> BoolArray:
 def _choose_order(frame: _Frame, u: FloatArray, v: FloatArray, plane: FloatArray, config: WcsFitConfig) -> int:
     """Return the degree from which a new point, anywhere in the box, is expected to be off least."""
     anywhere = frame.grid(9)
-    best, least = 1, np.inf
+    best, best_terms, least = 1, 0, np.inf
     for order in range(1, config.sip_order + 1):
         design = _design(u, v, order)
         n, n_terms = design.shape
@@ -211,16 +211,17 @@ def _choose_order(frame: _Frame, u: FloatArray, v: FloatArray, plane: FloatArray
         fit_variance = float((np.linalg.solve(r.T, _design(*anywhere, order).T) ** 2).sum(axis=0).mean())
         residual = plane - q @ (q.T @ plane)
         error = float((residual**2).sum()) / max(1, n - n_terms) * (1.0 + fit_variance)
-        if error < least * (1.0 - _GAIN):
-            best, least = order, error
+        # Without any truth in them, new terms change the scatter's square by sqrt(their number) / n, one sigma.
+        if error < least * (1.0 - _GAIN_SIGMAS * np.sqrt(n_terms - best_terms) / n):
+            best, best_terms, least = order, n_terms, error
     return best
 
 
 _MAX_CONDITION = 1e8
 """Of the scaled powers: beyond, the points are on a curve of this degree."""
 
-_GAIN = 1e-3
-"""A higher order must bring more than this share: rounding does not count."""
+_GAIN_SIGMAS = 3.0
+"""A higher order must bring more than chance does."""
 
 
 def _find_tangent_point(u: FloatArray, v: FloatArray, ra_deg: FloatArray, dec_deg: FloatArray) -> FloatArray:

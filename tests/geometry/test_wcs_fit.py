@@ -140,7 +140,7 @@ def test_cards_read_back_and_their_inverse_polynomials_invert():
 def test_too_few_points_and_points_on_a_line_are_refused():
     truth = make_distorted()
     x, y = scatter_points(3)
-    with pytest.raises(ValueError, match="3 points .* 4 are needed"):
+    with pytest.raises(ValueError, match=r"3 points .* 4 are needed"):
         fit_wcs(x=x, y=y, **place(truth, x, y), box=BOX)
     x = np.linspace(0, 1000, 20)
     with pytest.raises(ValueError, match="on a line"):
