@@ -19,6 +19,14 @@ def sky_positions(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.degrees(np.arctan2(y, x)) % 360.0, np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
+def east_and_north(ra_deg: FloatArray | float, dec_deg: FloatArray | float) -> tuple[FloatArray, FloatArray]:
+    """Return unit vectors, shape ``(..., 3)``, that point east and north at ICRS positions in degrees."""
+    ra, dec = np.radians(np.asarray(ra_deg, dtype=float)), np.radians(np.asarray(dec_deg, dtype=float))
+    east = np.stack([-np.sin(ra), np.cos(ra), np.zeros_like(ra)], axis=-1)
+    north = np.stack([-np.sin(dec) * np.cos(ra), -np.sin(dec) * np.sin(ra), np.cos(dec)], axis=-1)
+    return east, north
+
+
 def separation_arcsec(
     ra1_deg: FloatArray | float, dec1_deg: FloatArray | float, ra2_deg: FloatArray | float, dec2_deg: FloatArray | float
 ) -> FloatArray:

@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
 from alertprod._typing import FloatArray
-from alertprod.geometry.sphere import ARCSEC_PER_DEG, unit_vectors
+from alertprod.geometry.sphere import ARCSEC_PER_DEG, east_and_north, unit_vectors
 
 _INVERSION_TOLERANCE_PIXELS = 1e-4
 """Far below any centroid error, far above the rounding of a SIP polynomial at 10^4 pixels."""
@@ -153,11 +153,7 @@ class SkyWcs:
         East and north are the axes of the gnomonic plane that touches the sky at (x, y).
         """
         x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
-        ra, dec = self.pixel_to_sky(x=x, y=y)
-        a, d = np.radians(ra), np.radians(dec)
-        zero = np.zeros_like(a)
-        east = np.stack([-np.sin(a), np.cos(a), zero], axis=-1)
-        north = np.stack([-np.sin(d) * np.cos(a), -np.sin(d) * np.sin(a), np.cos(d)], axis=-1)
+        east, north = east_and_north(*self.pixel_to_sky(x=x, y=y))
         columns = []
         for dx, dy in ((0.5, 0.0), (0.0, 0.5)):
             step = unit_vectors(*self.pixel_to_sky(x=x + dx, y=y + dy)) - unit_vectors(

@@ -11,7 +11,7 @@ from astropy.wcs import WCS, Sip
 
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.geometry.box import Box
-from alertprod.geometry.sphere import ARCSEC_PER_DEG, sky_positions, unit_vectors
+from alertprod.geometry.sphere import ARCSEC_PER_DEG, east_and_north, sky_positions, unit_vectors
 from alertprod.geometry.wcs import SkyWcs
 
 
@@ -235,16 +235,9 @@ def _find_tangent_point(u: FloatArray, v: FloatArray, ra_deg: FloatArray, dec_de
 
 def _move(tangent: FloatArray, offset_deg: FloatArray) -> FloatArray:
     """Return the unit vector of a point (xi, eta) of the plane that touches the sky at `tangent`."""
-    east, north = _axes(tangent)
+    east, north = east_and_north(*sky_positions(tangent))
     moved: FloatArray = tangent + np.radians(offset_deg[0]) * east + np.radians(offset_deg[1]) * north
     return moved / np.linalg.norm(moved)
-
-
-def _axes(vector: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the unit vectors east and north at a point of the sky."""
-    ra, dec = (float(angle) for angle in np.radians(sky_positions(vector)))
-    east = np.array([-np.sin(ra), np.cos(ra), 0.0])
-    return east, np.array([-np.sin(dec) * np.cos(ra), -np.sin(dec) * np.sin(ra), np.cos(dec)])
 
 
 def _project(tangent: FloatArray, ra_deg: FloatArray, dec_deg: FloatArray) -> FloatArray:
@@ -252,7 +245,7 @@ def _project(tangent: FloatArray, ra_deg: FloatArray, dec_deg: FloatArray) -> Fl
     points = unit_vectors(ra_deg, dec_deg)
     depth = points @ tangent
     depth = np.where(depth > 0, depth, np.nan)
-    return np.degrees(np.stack([(points @ axis) / depth for axis in _axes(tangent)], axis=1))
+    return np.degrees(np.stack([(points @ axis) / depth for axis in east_and_north(*sky_positions(tangent))], axis=1))
 
 
 def _make_wcs(frame: _Frame, tangent: FloatArray, coefficients: FloatArray, order: int) -> SkyWcs:

@@ -7,7 +7,7 @@ import numpy as np
 
 from alertprod._typing import FloatArray, IntArray
 from alertprod.geometry.match import UNMATCHED, match_nearest, match_sky_positions
-from alertprod.geometry.sphere import separation_arcsec
+from alertprod.geometry.sphere import ARCSEC_PER_DEG, separation_arcsec
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.measurement.catalog import Catalog
 
@@ -35,6 +35,13 @@ class SourceMatches:
 
     def __len__(self) -> int:
         return len(self.first_rows)
+
+    def compute_offsets_arcsec(self) -> tuple[FloatArray, FloatArray]:
+        """Return second minus first, east (times cos(dec)) and north, of each pair."""
+        east = (self.second["ra_deg"] - self.first["ra_deg"] + 180.0) % 360.0 - 180.0
+        east *= np.cos(np.radians(self.first["dec_deg"]))
+        north = self.second["dec_deg"] - self.first["dec_deg"]
+        return east * ARCSEC_PER_DEG, north * ARCSEC_PER_DEG
 
     def select(self, pairs: Any) -> "SourceMatches":
         """Return the pairs that a mask or indices pick."""

@@ -9,7 +9,7 @@ from lsst.pex.config import ChoiceField, Field, RangeField
 from alertprod._typing import FloatArray
 from alertprod.errors import TaskError
 from alertprod.geometry.box import Box
-from alertprod.geometry.sphere import ARCSEC_PER_DEG, separation_arcsec
+from alertprod.geometry.sphere import separation_arcsec
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.geometry.wcs_fit import WcsFit, WcsFitConfig, fit_wcs
 from alertprod.images.exposure import Exposure
@@ -189,9 +189,7 @@ class RegisterTask(Task):
             np.isfinite(matches.first["g_minus_r"]), matches.first["g_minus_r"], matches.second["g_minus_r"]
         )
         groups = {"Blue": color < grMin, "Green": (color >= grMin) & (color <= grMax), "Red": color > grMax}
-        east = (matches.second["ra_deg"] - matches.first["ra_deg"] + 180.0) % 360.0 - 180.0
-        east *= np.cos(np.radians(matches.first["dec_deg"])) * ARCSEC_PER_DEG
-        north = (matches.second["dec_deg"] - matches.first["dec_deg"]) * ARCSEC_PER_DEG
+        east, north = matches.compute_offsets_arcsec()
         offsets: dict[str, float] = {}
         for name, rows in groups.items():
             for axis, values in (("Long", east[rows]), ("Lat", north[rows])):
