@@ -10,7 +10,8 @@
     │  ├─ InvalidEvent, CorruptImage, HeaderMismatch, SchemaMismatch, TemplateUnreadable
     │  ├─ UnusableExposure, ExposureMismatch
     ├─ ProcessingError    dead letter with its numbers, commit
-    │  ├─ InsufficientPsfStars, InsufficientKernelSources, BadSubtraction, TooManyDiaSources, WorkerDied
+    │  ├─ InsufficientPsfStars, InsufficientKernelSources, BadSubtraction, TooManyDiaSources,
+    │  │  TooManyCosmicRays, WorkerDied
     │  ├─ TaskError
     ├─ NoWorkFound        nothing to do: said in the visit summary, no dead letter
     │  └─ NoTemplateCoverage
@@ -197,6 +198,17 @@ class TooManyDiaSources(ProcessingError):
 
     def __str__(self) -> str:
         return f"{self.n} DiaSources, the limit is {self.limit}"
+
+
+class TooManyCosmicRays(ProcessingError):
+    """More cosmic-ray pixels than the configured limit: the PSF is wrong, or the image is no sky."""
+
+    def __init__(self, n: int, limit: int) -> None:
+        super().__init__(n, limit)
+        self.n, self.limit = n, limit
+
+    def __str__(self) -> str:
+        return f"{self.n} pixels look like cosmic rays, the limit is {self.limit}"
 
 
 class TaskError(ProcessingError):

@@ -30,6 +30,7 @@ from alertprod.errors import (
     StoreUnavailable,
     TaskError,
     TemplateUnreadable,
+    TooManyCosmicRays,
     TooManyDiaSources,
     TransientError,
     UnusableExposure,
@@ -130,6 +131,13 @@ EXAMPLES = [
         "too_many_dia_sources",
         {"n": 5001, "limit": 5000},
         "5001 DiaSources, the limit is 5000",
+    ),
+    (
+        TooManyCosmicRays(70000, 5000),
+        ProcessingError,
+        "too_many_cosmic_rays",
+        {"n": 70000, "limit": 5000},
+        "70000 pixels look like cosmic rays, the limit is 5000",
     ),
     (
         WorkerDied("memory", 3),

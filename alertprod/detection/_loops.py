@@ -109,15 +109,14 @@ def threshold_bits(significance: FloatArray, threshold: float, polarity: int) ->
 
 
 @njit(cache=True, nogil=True)
-def paint_disks(pixels: IntArray, bits: IntArray, radius: int, painted: IntArray) -> None:
-    """Set in `painted` the bit of each detected pixel on the disk of `radius` about it.
+def paint_shapes(pixels: IntArray, bits: IntArray, half_widths: IntArray, painted: IntArray) -> None:
+    """Set in `painted` the bits of each pixel on a disk or diamond about it, of rows as wide as `half_widths` says.
 
-    Pixels whose four neighbours are all set before painting need no disk: theirs is inside the neighbours'.
+    `half_widths`: (radius + 1,), of the middle row and those above and below it. Pixels whose four neighbours all have
+    their bits before painting need no shape: theirs is inside the neighbours'.
     """
     ny, nx = painted.shape
-    half_widths = np.empty(radius + 1, dtype=np.int64)
-    for dy in range(radius + 1):
-        half_widths[dy] = int(np.sqrt(float(radius * radius - dy * dy)))
+    radius = half_widths.size - 1
     for i in range(pixels.size):
         y, x = pixels[i] // nx, pixels[i] % nx
         painted[y, x] |= bits[i]
@@ -128,7 +127,7 @@ def paint_disks(pixels: IntArray, bits: IntArray, radius: int, painted: IntArray
         inner[i] = (
             0 < y < ny - 1
             and 0 < x < nx - 1
-            and (painted[y - 1, x] & painted[y + 1, x] & painted[y, x - 1] & painted[y, x + 1] & b) != 0
+            and (painted[y - 1, x] & painted[y + 1, x] & painted[y, x - 1] & painted[y, x + 1] & b) == b
         )
     for i in range(pixels.size):
         if inner[i]:
@@ -196,6 +195,42 @@ def label_pixels(painted: IntArray, bit: int) -> tuple[IntArray, IntArray, int]:
         else:
             component[i] = component[root]
     return pixels, component, n_components
+
+
+@njit(cache=True, nogil=True)
+def label_islands(pixels: IntArray, bits: IntArray, nx: int) -> tuple[IntArray, int]:
+    """Return the eight-connected island of equal bits that each of a list of pixels is in, and how many there are.
+
+    `pixels`: flat indices, rising. Islands are numbered by their first pixel.
+    """
+    parent = np.arange(pixels.size)
+    above = 0
+    for i in range(pixels.size):
+        p = pixels[i]
+        x = p % nx
+        if i > 0 and x > 0 and pixels[i - 1] == p - 1 and bits[i - 1] == bits[i]:
+            parent[i] = _find(parent, i - 1)
+        while pixels[above] < p - nx - 1:
+            above += 1
+        j = above
+        while pixels[j] <= p - nx + 1:
+            if abs(pixels[j] % nx - x) <= 1 and bits[j] == bits[i]:
+                a, b = _find(parent, j), _find(parent, i)
+                if a < b:
+                    parent[b] = a
+                elif b < a:
+                    parent[a] = b
+            j += 1
+    island = np.empty(pixels.size, dtype=np.int64)
+    count = 0
+    for i in range(pixels.size):
+        root = _find(parent, i)
+        if root == i:
+            island[i] = count
+            count += 1
+        else:
+            island[i] = island[root]
+    return island, count
 
 
 @njit(cache=True, nogil=True)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import distance_transform_edt
 
-from alertprod._typing import BoolArray, FloatArray
+from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _loops
 
 _CLIP_SIGMA = 3.0
@@ -38,17 +38,26 @@ class Background:
     column_centers: FloatArray
     shape: tuple[int, int]
 
-    def compute_image(self) -> FloatArray:
-        """Return the background at each pixel: float32, shape of the image."""
-        return self._draw(self.level)
+    def compute_image(self, *, linear: bool = False) -> FloatArray:
+        """Return the background at each pixel: float32, shape of the image.
+
+        With `linear` bins are joined by straight lines: beside a cliff a cubic spline rings, a line does not.
+        """
+        return self._draw(self.level, linear=linear)
+
+    def compute_at(self, *, x: IntArray, y: IntArray) -> FloatArray:
+        """Return the background at some whole pixels, without drawing the rest: float64, shape of `x`."""
+        rows = _interpolation_matrix(self.row_centers, self.shape[0], linear=False)[y]
+        columns = _interpolation_matrix(self.column_centers, self.shape[1], linear=False)[x]
+        return np.einsum("ij,ij->i", rows @ self.level, columns)
 
     def compute_sigma_image(self) -> FloatArray:
         """Return the pixels' noise as seen around each pixel: float32, shape of the image."""
         return np.maximum(self._draw(self.sigma), np.float32(self.sigma.min()))
 
-    def _draw(self, values: FloatArray) -> FloatArray:
-        rows = _interpolation_matrix(self.row_centers, self.shape[0])
-        columns = _interpolation_matrix(self.column_centers, self.shape[1])
+    def _draw(self, values: FloatArray, *, linear: bool = False) -> FloatArray:
+        rows = _interpolation_matrix(self.row_centers, self.shape[0], linear=linear)
+        columns = _interpolation_matrix(self.column_centers, self.shape[1], linear=linear)
         return rows @ (values.astype(np.float32) @ columns.T)
 
 
@@ -111,14 +120,13 @@ def _sampled_area(row_edges: FloatArray, column_edges: FloatArray) -> FloatArray
     return np.ceil(heights / step) * np.ceil(widths / step)
 
 
-def _interpolation_matrix(centers: FloatArray, length: int) -> FloatArray:
+def _interpolation_matrix(centers: FloatArray, length: int, *, linear: bool) -> FloatArray:
     """Return the ``(length, n)`` float32 matrix that takes bin values to pixels; flat beyond the outer centres."""
     n = len(centers)
     if n == 1:
         return np.ones((length, 1), dtype=np.float32)
     positions = np.clip(np.arange(length), centers[0], centers[-1])
-    if n == 2:
-        fraction = (positions - centers[0]) / (centers[1] - centers[0])
-        return np.stack([1.0 - fraction, fraction], axis=1).astype(np.float32)
+    if linear or n == 2:
+        return np.stack([np.interp(positions, centers, row) for row in np.eye(n)], axis=1).astype(np.float32)
     matrix = CubicSpline(centers, np.eye(n), bc_type="natural")(positions)
     return matrix.astype(np.float32)

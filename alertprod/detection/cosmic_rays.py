@@ -27,8 +27,21 @@ class CosmicRayConfig:
     n_iterations: int = 6
     """Times that pixels touching a hit are looked at again, the hit taken as sky: tracks are longer than a pixel."""
 
+    min_total: float = 0.0
+    """Least sum over the touching pixels of one hit, image units: a particle leaves hundreds of electrons, noise does
+    not. 0 asks for nothing, since a unit is not known here."""
+
     excluded_planes: tuple[str, ...] = ("NO_DATA", "BAD", "SAT", "EDGE")
     """Pixels of these planes are neither hit nor compared with."""
+
+    def __post_init__(self) -> None:
+        if not self.min_sigma > 0:
+            msg = f"min_sigma is {self.min_sigma}; it is above 0"
+            raise ValueError(msg)
+        if self.n_iterations < 0:
+            msg = f"n_iterations is {self.n_iterations}; it is 0 or more"
+            raise ValueError(msg)
+        plane_bits(*self.excluded_planes)
 
 
 def find_cosmic_rays(
@@ -85,6 +98,10 @@ def find_cosmic_rays(
         )
         if added == 0:
             break
+    if config.min_total > 0:
+        pixels, owner, count = _loops.label_pixels(hits.view(np.uint8), 1)
+        totals = np.bincount(owner, weights=masked_image.image.reshape(-1)[pixels], minlength=count)
+        hits.reshape(-1)[pixels[totals[owner] < config.min_total]] = False
     if set_planes:
         masked_image.mask[hits] |= plane_bits("CR")
     return hits

@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from alertprod._typing import FloatArray, IntArray
 from alertprod.detection import _loops
 from alertprod.detection.footprints import FootprintSet, build_footprints
+from alertprod.detection.thresholds import ThresholdType, keep_islands, keep_peaks, scale_levels
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
@@ -35,7 +36,16 @@ class DetectionConfig:
     """How sources are found."""
 
     threshold: float = 5.0
-    """Significance of the faintest peak: about six false peaks per 4096 x 4096 pixels of white noise at 4.4 pixels FWHM."""
+    """Level of the faintest peak, its significance by default: about six false peaks per 4096 x 4096 pixels of white
+    noise at 4.4 pixels FWHM."""
+
+    threshold_type: ThresholdType = "pixel_stdev"
+    """What the threshold is a multiple of: the noise of each smoothed pixel (pixel_stdev), one clipped scatter of the
+    smoothed pixels (stdev), the noise that the variance plane has on average (variance), or the image's unit (value).
+    Only the first knows that some places are noisier than others."""
+
+    include_threshold_multiplier: float = 1.0
+    """One pixel of a footprint must reach this many thresholds."""
 
     polarity: Literal["both", "positive", "negative"] = "both"
     """Sign of the peaks that are looked for."""
@@ -49,6 +59,13 @@ class DetectionConfig:
     min_pixels: int = 1
     """Fewest pixels beyond the threshold that make a footprint."""
 
+    cull_peaks: bool = True
+    """Where a footprint has several peaks of one sign, drop those that a local background lifts beyond the threshold:
+    bumps on the shoulder of something extended. The strongest always stays."""
+
+    local_background_bin: int = 64
+    """Side of that background's bins in pixels, the reference's."""
+
     excluded_planes: tuple[str, ...] = ("NO_DATA", "BAD", "SAT", "CR", "EDGE")
     """Pixels of these planes get no weight in the filter, as have those that are not finite or have no variance."""
 
@@ -59,7 +76,34 @@ class DetectionConfig:
         if not self.threshold > 0:
             msg = f"threshold is {self.threshold}; it is above 0"
             raise ValueError(msg)
+        if not self.include_threshold_multiplier > 0:
+            msg = f"include_threshold_multiplier is {self.include_threshold_multiplier}; it is above 0"
+            raise ValueError(msg)
+        if self.local_background_bin < 1:
+            msg = f"local_background_bin is {self.local_background_bin}; at least one pixel is needed"
+            raise ValueError(msg)
         plane_bits(*self.excluded_planes)
+
+    def compute_growth(self, sigma: float) -> int:
+        """Return the pixels by which footprints grow on an image of that PSF sigma."""
+        return int(self.n_sigma_to_grow * sigma + 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detections:
+    """What was detected, three ways; `positive` and `negative` may overlap one another.
+
+    Parameters
+    ----------
+    sources
+        Footprints of both signs, joined where they touch if the configuration says so.
+    positive, negative
+        Footprints of one sign each, never joined.
+    """
+
+    sources: FootprintSet
+    positive: FootprintSet
+    negative: FootprintSet
 
 
 def detect(
@@ -99,20 +143,39 @@ def detect(
     propagated with the same (squared) kernel, so that pure noise has significance N(0, 1) whatever the kernel.
     """
     config = config or DetectionConfig()
-    bad_bits = plane_bits(*config.excluded_planes)
-    sigma = psf if isinstance(psf, int | float) else psf.compute_sigma()
-    if not (np.isfinite(sigma) and sigma > 0):
-        msg = f"PSF sigma is {sigma}; a positive finite number of pixels is needed"
+    found = _find(masked_image, psf, config, smooth=smooth, set_planes=set_planes)
+    return found.make_sources(merge=config.merge, grow=0)
+
+
+def detect_signs(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction | float,
+    *,
+    config: DetectionConfig | None = None,
+    smooth: bool = True,
+    set_planes: bool = False,
+    grow: int = 0,
+) -> Detections:
+    """Detect as `detect` does, and return the footprints of each sign beside the joined ones.
+
+    Parameters
+    ----------
+    masked_image, psf, config, smooth, set_planes
+        As for `detect`.
+    grow
+        Pixels by which footprints of each sign grow, in steps along rows and columns (a diamond), before those of
+        both signs are joined: lobes of a wide dipole then touch. Without `merge` nothing grows.
+    """
+    config = config or DetectionConfig()
+    if grow < 0:
+        msg = f"grow is {grow}; it is 0 or more pixels"
         raise ValueError(msg)
-    kernel = make_filter_kernel(psf)
-    if smooth:
-        significance = compute_significance(masked_image, kernel, bad_bits=bad_bits)
-    else:
-        significance = _unsmoothed_significance(masked_image, bad_bits)
-    footprints, painted = _find_footprints(masked_image, significance, kernel, float(sigma), bad_bits, config)
-    if set_planes:
-        _set_detected_planes(masked_image, painted)
-    return footprints
+    found = _find(masked_image, psf, config, smooth=smooth, set_planes=set_planes)
+    return Detections(
+        sources=found.make_sources(merge=config.merge, grow=grow),
+        positive=found.make_footprints(found.painted, (_loops.POSITIVE,)),
+        negative=found.make_footprints(found.painted, (_loops.NEGATIVE,)),
+    )
 
 
 def compute_significance(masked_image: MaskedImage, kernel: FloatArray, *, bad_bits: int) -> FloatArray:
@@ -186,26 +249,115 @@ def _unsmoothed_significance(masked_image: MaskedImage, bad_bits: int) -> FloatA
     return significance
 
 
-def _find_footprints(
-    masked_image: MaskedImage,
-    significance: FloatArray,
-    kernel: FloatArray,
-    sigma: float,
-    bad_bits: int,
-    config: DetectionConfig,
-) -> tuple[FootprintSet, IntArray]:
-    """Return the footprints and the uint8 image of grown pixels by polarity."""
-    pixels, bits = _loops.threshold_bits(
-        significance,
-        np.float32(config.threshold),
-        _POLARITY_BITS[config.polarity],
-    )
-    if config.min_pixels > 1:
-        pixels, bits = _drop_small(masked_image.shape, pixels, bits, config.min_pixels)
-    painted = np.zeros(masked_image.shape, dtype=np.uint8)
-    _loops.paint_disks(pixels, bits, int(config.n_sigma_to_grow * sigma + 0.5), painted)
+def _compute_levels(
+    masked_image: MaskedImage, kernel: FloatArray, bad_bits: int, kind: ThresholdType, *, smooth: bool
+) -> FloatArray:
+    """Return what a threshold of another kind than pixel_stdev is compared with; zero on pixels without weight."""
+    usable = masked_image.usable(bad_bits)
+    flat = MaskedImage(masked_image.image, masked_image.mask, np.where(usable, np.float32(1.0), np.float32(np.nan)))
+    if not smooth:
+        return scale_levels(_unsmoothed_significance(flat, bad_bits), masked_image, usable, kind=kind, noise_factor=1.0)
+    # The noise of a unit-sum kernel's output where each pixel's is 1.
+    noise_factor = float(np.sqrt((kernel**2).sum()) / kernel.sum())
+    smoothed = compute_significance(flat, kernel, bad_bits=bad_bits) * np.float32(noise_factor)
+    return scale_levels(smoothed, masked_image, usable, kind=kind, noise_factor=noise_factor)
 
-    is_peak = _loops.find_peaks(significance, pixels, bits)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """Pixels beyond the threshold, and where they grew to: what footprints are made of."""
+
+    significance: FloatArray
+    sigma: float
+    pixels: IntArray
+    bits: IntArray
+    painted: IntArray
+    peak_pixels: IntArray
+    peak_bits: IntArray
+
+    def make_sources(self, *, merge: bool, grow: int) -> FootprintSet:
+        if not merge:
+            return self.make_footprints(self.painted, (_loops.POSITIVE, _loops.NEGATIVE))
+        painted = self.painted
+        if grow:
+            painted = painted.copy()
+            pixels = np.flatnonzero(painted)
+            bits = painted.reshape(-1)[pixels]
+            _loops.paint_shapes(pixels, bits, np.arange(grow, -1, -1), painted)
+        return self.make_footprints(painted, (_loops.POSITIVE | _loops.NEGATIVE,))
+
+    def make_footprints(self, painted: IntArray, groups: tuple[int, ...]) -> FootprintSet:
+        """Return the connected areas of `painted`, of each group of signs apart, with the peaks on them."""
+        all_pixels, all_owners, all_peaks, all_peak_owners = [], [], [], []
+        first_number = 0
+        shape = (self.significance.shape[0], self.significance.shape[1])
+        for group in groups:
+            grown, owner, count = _loops.label_pixels(painted, group)
+            owner, count = _split_neighbours(shape, grown, owner, count, self.pixels, self.bits & group)
+            peaks = self.peak_pixels[(self.peak_bits & group) != 0]
+            all_pixels.append(grown)
+            all_owners.append(owner + first_number)
+            all_peaks.append(peaks)
+            all_peak_owners.append(owner[np.searchsorted(grown, peaks)] + first_number)
+            first_number += count
+        peaks = np.concatenate(all_peaks)
+        return build_footprints(
+            shape=shape,
+            sigma=self.sigma,
+            pixels=np.concatenate(all_pixels),
+            owner=np.concatenate(all_owners),
+            peak_pixels=peaks,
+            peak_owner=np.concatenate(all_peak_owners),
+            peak_significance=self.significance.reshape(-1)[peaks],
+        )
+
+
+def _find(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction | float,
+    config: DetectionConfig,
+    *,
+    smooth: bool,
+    set_planes: bool,
+) -> _Found:
+    """Threshold, grow and look for peaks."""
+    bad_bits = plane_bits(*config.excluded_planes)
+    sigma = float(psf) if isinstance(psf, int | float) else psf.compute_sigma()
+    if not (np.isfinite(sigma) and sigma > 0):
+        msg = f"PSF sigma is {sigma}; a positive finite number of pixels is needed"
+        raise ValueError(msg)
+    kernel = make_filter_kernel(psf)
+    if smooth:
+        significance = compute_significance(masked_image, kernel, bad_bits=bad_bits)
+    else:
+        significance = _unsmoothed_significance(masked_image, bad_bits)
+    levels = significance
+    if config.threshold_type != "pixel_stdev":
+        levels = _compute_levels(masked_image, kernel, bad_bits, config.threshold_type, smooth=smooth)
+    pixels, bits = _loops.threshold_bits(levels, np.float32(config.threshold), _POLARITY_BITS[config.polarity])
+    if config.min_pixels > 1 or config.include_threshold_multiplier > 1.0:
+        kept = keep_islands(
+            levels,
+            pixels,
+            bits,
+            min_pixels=config.min_pixels,
+            min_level=config.threshold * config.include_threshold_multiplier,
+        )
+        pixels, bits = pixels[kept], bits[kept]
+    painted = np.zeros(masked_image.shape, dtype=np.uint8)
+    _loops.paint_shapes(pixels, bits, _disk_half_widths(config.compute_growth(sigma)), painted)
+
+    is_peak = _loops.find_peaks(levels, pixels, bits)
+    if config.cull_peaks:
+        is_peak = keep_peaks(
+            levels,
+            pixels,
+            bits,
+            is_peak,
+            painted != 0,
+            threshold=config.threshold,
+            bin_size=config.local_background_bin,
+        )
     peak_pixels, peak_bits = pixels[is_peak], bits[is_peak]
     n_columns = masked_image.shape[1]
     coverage = _loops.compute_coverage(
@@ -218,31 +370,22 @@ def _find_footprints(
         peak_pixels // n_columns,
     )
     covered = coverage >= config.min_coverage
-    peak_pixels, peak_bits = peak_pixels[covered], peak_bits[covered]
-
-    groups = (_loops.POSITIVE | _loops.NEGATIVE,) if config.merge else (_loops.POSITIVE, _loops.NEGATIVE)
-    all_pixels, all_owners, all_peaks, all_peak_owners = [], [], [], []
-    first_number = 0
-    for group in groups:
-        grown, owner, count = _loops.label_pixels(painted, group)
-        owner, count = _split_neighbours(masked_image.shape, grown, owner, count, pixels, bits & group)
-        peaks = peak_pixels[(peak_bits & group) != 0]
-        all_pixels.append(grown)
-        all_owners.append(owner + first_number)
-        all_peaks.append(peaks)
-        all_peak_owners.append(owner[np.searchsorted(grown, peaks)] + first_number)
-        first_number += count
-    peaks = np.concatenate(all_peaks)
-    footprints = build_footprints(
-        shape=masked_image.shape,
-        sigma=sigma,
-        pixels=np.concatenate(all_pixels),
-        owner=np.concatenate(all_owners),
-        peak_pixels=peaks,
-        peak_owner=np.concatenate(all_peak_owners),
-        peak_significance=significance.reshape(-1)[peaks],
+    if set_planes:
+        _set_detected_planes(masked_image, painted)
+    return _Found(
+        significance=significance,
+        sigma=float(sigma),
+        pixels=pixels,
+        bits=bits,
+        painted=painted,
+        peak_pixels=peak_pixels[covered],
+        peak_bits=peak_bits[covered],
     )
-    return footprints, painted
+
+
+def _disk_half_widths(radius: int) -> IntArray:
+    """Return the half-width of a disk's rows, from its middle outwards."""
+    return np.sqrt(float(radius * radius) - np.arange(radius + 1.0) ** 2).astype(np.int64)
 
 
 def _split_neighbours(
@@ -270,14 +413,7 @@ def _split_neighbours(
     component = owner[np.searchsorted(grown, pixels)]
     signs = np.zeros(count, dtype=bits.dtype)
     np.bitwise_or.at(signs, component, bits)
-    detected = np.zeros(shape, dtype=np.uint8)
-    detected.reshape(-1)[pixels] = bits
-    island = np.zeros(len(pixels), dtype=np.int64)
-    first = 0
-    for sign in (_loops.POSITIVE, _loops.NEGATIVE):
-        of_sign, number, n = _loops.label_pixels(detected, sign)
-        island[np.searchsorted(pixels, of_sign)] = number + first
-        first += n
+    island, _ = _loops.label_islands(pixels, bits, shape[1])
     pairs = np.unique(np.stack([component, island], axis=1), axis=0)
     n_islands = np.bincount(pairs[:, 0], minlength=count)
     crowded = np.flatnonzero((n_islands > 1) & (signs != (_loops.POSITIVE | _loops.NEGATIVE)))
@@ -297,18 +433,6 @@ def _split_neighbours(
         owner[mine] = np.where(split == 0, number, count + split - 1)
         count += len(islands) - 1
     return owner, count
-
-
-def _drop_small(shape: tuple[int, int], pixels: IntArray, bits: IntArray, min_pixels: int) -> tuple[IntArray, IntArray]:
-    """Drop detected pixels whose component of their own sign has fewer than `min_pixels`."""
-    detected = np.zeros(shape, dtype=np.uint8)
-    detected.reshape(-1)[pixels] = bits
-    kept = np.zeros(len(pixels), dtype=bool)
-    for sign in (_loops.POSITIVE, _loops.NEGATIVE):
-        of_sign, owner, count = _loops.label_pixels(detected, sign)
-        large = np.bincount(owner, minlength=count)[owner] >= min_pixels
-        kept[np.searchsorted(pixels, of_sign[large])] = True
-    return pixels[kept], bits[kept]
 
 
 def _set_detected_planes(masked_image: MaskedImage, painted: IntArray) -> None:

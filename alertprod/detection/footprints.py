@@ -3,7 +3,8 @@
 Footprints of opposite polarity may overlap when they were not merged, so pixels are lists, not one label image.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from alertprod.geometry.box import Box
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FootprintSet:
     """Detections of one image in their fixed total order: significance falling, then y, then x of the first peak.
+
+    Sky footprints, where nothing was detected, come after all detections (`concatenate`).
 
     Parameters
     ----------
@@ -30,9 +33,11 @@ class FootprintSet:
     peak_x, peak_y
         Whole pixels.
     peak_significance
-        Signed; within a footprint the strongest (of either sign) comes first.
+        Signed; within a footprint the strongest (of either sign) comes first. 0 for sky.
     x_min, y_min, x_max, y_max
         Bounding boxes, half-open.
+    is_sky
+        Shape ``(n,)``: footprints placed on empty sky, not detected. Left out, none is.
     """
 
     shape: tuple[int, int]
@@ -47,6 +52,14 @@ class FootprintSet:
     y_min: IntArray
     x_max: IntArray
     y_max: IntArray
+    is_sky: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def __post_init__(self) -> None:
+        if len(self.is_sky) != len(self):
+            if len(self.is_sky):
+                msg = f"is_sky has {len(self.is_sky)} entries, there are {len(self)} footprints"
+                raise ValueError(msg)
+            object.__setattr__(self, "is_sky", np.zeros(len(self), dtype=bool))
 
     def __len__(self) -> int:
         return len(self.peak_offsets) - 1
@@ -79,7 +92,7 @@ class FootprintSet:
     @property
     def is_negative(self) -> BoolArray:
         """Footprints with negative peaks only."""
-        return ~self._any_peak(self.peak_significance > 0)
+        return ~self._any_peak(self.peak_significance >= 0)
 
     @property
     def has_both_signs(self) -> BoolArray:
@@ -135,6 +148,35 @@ class FootprintSet:
             y_min=self.y_min[index],
             x_max=self.x_max[index],
             y_max=self.y_max[index],
+            is_sky=self.is_sky[index],
+        )
+
+    @classmethod
+    def concatenate(cls, sets: "Sequence[FootprintSet]") -> "FootprintSet":
+        """Return the footprints of several sets of one image, in the order given; `sigma` is the first set's.
+
+        Raises
+        ------
+        ValueError
+            Raised if there is no set, or the sets are of images of different shapes.
+        """
+        if not sets or any(one.shape != sets[0].shape for one in sets):
+            msg = f"footprints of one image are needed, these are of shapes {[one.shape for one in sets]}"
+            raise ValueError(msg)
+
+        def join_offsets(name: str) -> IntArray:
+            lengths = np.concatenate([np.diff(getattr(one, name)) for one in sets])
+            return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+        plain = (
+            "pixels", "peak_x", "peak_y", "peak_significance", "x_min", "y_min", "x_max", "y_max", "is_sky",
+        )  # fmt: skip
+        return cls(
+            shape=sets[0].shape,
+            sigma=sets[0].sigma,
+            pixel_offsets=join_offsets("pixel_offsets"),
+            peak_offsets=join_offsets("peak_offsets"),
+            **{name: np.concatenate([getattr(one, name) for one in sets]) for name in plain},
         )
 
     def compute_labels(self) -> IntArray:
@@ -160,6 +202,7 @@ def build_footprints(
     peak_pixels: IntArray,
     peak_owner: IntArray,
     peak_significance: FloatArray,
+    is_sky: bool = False,
 ) -> FootprintSet:
     """Order pixels and peaks by footprint, and footprints by significance.
 
@@ -173,6 +216,8 @@ def build_footprints(
         Flat indices and the number of the footprint of each, any order.
     peak_pixels, peak_owner, peak_significance
         The same for peaks. A footprint without a peak is dropped.
+    is_sky
+        Whether these are placed on empty sky, not detected.
     """
     n_columns = shape[1]
     # Strongest first within a footprint, ties by raster order: the total order of everything downstream.
@@ -216,4 +261,5 @@ def build_footprints(
         y_min=y_min,
         x_max=x_max,
         y_max=y_max,
+        is_sky=np.full(n, is_sky),
     )

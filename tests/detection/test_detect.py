@@ -4,7 +4,14 @@ from scipy import ndimage, stats
 from scipy.signal import correlate
 
 from alertprod.detection import _loops
-from alertprod.detection.detect import DetectionConfig, _separate, compute_significance, detect, make_filter_kernel
+from alertprod.detection.detect import (
+    DetectionConfig,
+    _disk_half_widths,
+    _separate,
+    compute_significance,
+    detect,
+    make_filter_kernel,
+)
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
@@ -254,7 +261,7 @@ def test_painting_equals_dilation_by_a_disk():
     detected = ndimage.binary_dilation(np.random.default_rng(2).random((50, 61)) < 0.01, iterations=3)
     pixels = np.flatnonzero(detected)
     painted = np.zeros(detected.shape, dtype=np.uint8)
-    _loops.paint_disks(pixels, np.ones(len(pixels), dtype=np.uint8), 4, painted)
+    _loops.paint_shapes(pixels, np.ones(len(pixels), dtype=np.uint8), _disk_half_widths(4), painted)
     v, u = np.mgrid[-4:5, -4:5]
     np.testing.assert_array_equal(painted > 0, ndimage.binary_dilation(detected, structure=u * u + v * v <= 16))
 
