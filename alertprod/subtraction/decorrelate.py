@@ -1,21 +1,32 @@
 """Whiten the noise of a difference whose one side was convolved: DMTN-021, DMTN-179.
 
 Afterwards neighbouring pixels are independent and the variance plane is what pixels show; the difference's PSF is no
-longer the one that the match aimed at: `Decorrelated.psf` is.
+longer the one that the match aimed at: `Decorrelated.psf` is. A score image, where the science image was filtered with
+its PSF before the match, is not made white but optimal: see `decorrelate_score`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 from scipy.signal import fftconvolve
 
 from alertprod._typing import BoolArray, FloatArray
+from alertprod.errors import UnusableExposure
+from alertprod.geometry.box import Box
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import ConvolvedPsf
+from alertprod.subtraction._filters import (
+    TRUNCATION,
+    centred_image,
+    convolve_each,
+    crop_kernels,
+    power_spectrum,
+    stack,
+    transform_side,
+)
 from alertprod.subtraction.alard_lupton import Convolved
 from alertprod.subtraction.convolve import convolve_image, convolve_variance, fill_bad_pixels
 from alertprod.subtraction.spatial import SpatialKernel
@@ -39,8 +50,10 @@ _SMALLEST_POWER = 1e-4
 """Noise power of a frequency relative to that of the sky: below, whitening would amplify it over a hundredfold, and
 rounding with it. Reached where the convolved image has nearly all the noise."""
 
-_TRUNCATION = 1e-3
-"""Share of the whitening kernel's absolute sum that may be cut off."""
+_FAINTEST_POWER = 1e-4
+"""Power of the filter that a score was made with, relative to its greatest, around which frequencies fade out: what lies
+below holds a thousandth of a star's significance, and the matching kernel has little but noise there, which would make
+the correction as wide as a hundred pixels."""
 
 _UNCONVOLVED = np.ones((1, 1))
 """The kernel of an image that was not convolved."""
@@ -52,18 +65,40 @@ _ORDER = 2
 """Order of the whitening kernel's variation: it depends on the matching kernel's square."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecorrelationConfig:
+    """How the noise is measured and the variance carried along."""
+
+    ignore_mask_planes: tuple[str, ...] = NOISE_MASK_PLANES
+    """Pixels with one of these do not count for the mean variances: sky is wanted."""
+
+    complete_var_plane_propagation: bool = True
+    """Convolve the variance planes with the squared kernels, so that the plane is right on stars and beside holes.
+    Off, each plane is multiplied by its kernel's sum of squares, the reference's default: right on the sky only."""
+
+    max_variance_ratio: float = 1e8
+    """A convolved image whose mean variance is so many times the other's leaves nothing to whiten with; beyond it the
+    task warns."""
+
+    def __post_init__(self) -> None:
+        plane_bits(*self.ignore_mask_planes)
+        if not self.max_variance_ratio > 0:
+            msg = f"max_variance_ratio is {self.max_variance_ratio}; a positive number is needed"
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True, slots=True)
 class Decorrelated:
-    """A difference with white noise.
+    """A difference with white noise, or an optimal score.
 
     Attributes
     ----------
     difference
         Image and variance replaced; the mask is the input's. Pixels of `HOLE_MASK_PLANES` keep their image values.
     kernel
-        The whitening kernel psi: unit sum, so fluxes are as they were.
+        The kernel that it was convolved with, psi or c: unit sum, so fluxes are as they were.
     psf
-        Of a star in the decorrelated difference.
+        Of a star in the result.
     convolved_variance, unconvolved_variance
         The mean variances, at the middle of the image, that it was made from.
     """
@@ -75,6 +110,23 @@ class Decorrelated:
     unconvolved_variance: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Nodes:
+    """The matching kernel at the places where the correction is computed, ``(n, size, size)``, and the noise there."""
+
+    images: FloatArray
+    x: FloatArray
+    y: FloatArray
+    order: int
+    box: Box
+    variances_u: FloatArray
+    variances_c: FloatArray
+    middle: int
+
+    def interpolate(self, images: FloatArray) -> SpatialKernel:
+        return SpatialKernel.fit(images, x=self.x, y=self.y, order=self.order, box=self.box)
+
+
 def decorrelate(
     difference: MaskedImage,
     *,
@@ -84,6 +136,7 @@ def decorrelate(
     convolved: Convolved,
     psf: PointSpreadFunction,
     spatially_varying: bool = False,
+    config: DecorrelationConfig | None = None,
     n_threads: int = 2,
 ) -> Decorrelated:
     """Whiten the noise of a difference.
@@ -105,7 +158,7 @@ def decorrelate(
 
     Raises
     ------
-    ValueError
+    UnusableExposure
         Raised if one of the variance planes has no usable pixel.
 
     Notes
@@ -115,54 +168,103 @@ def decorrelate(
     independent pixels of the two images: ``psi^2 * V_u + (psi * kappa)^2 * V_c``, squares in pixel space, so it is right
     on stars as well. Where the science image was convolved all is divided by s^2, as the difference was divided by s.
     """
+    config = config or DecorrelationConfig()
     if convolved == "template":
-        plane_u, plane_c, scale = science_variance, template_variance, 1.0
+        planes, names, scale = (science_variance, template_variance), ("science", "template"), 1.0
     else:
-        plane_u, plane_c, scale = template_variance, science_variance, 1.0 / kernel.kernel_sum() ** 2
-    ignored = (difference.mask & plane_bits(*NOISE_MASK_PLANES)) != 0
-    unknown_u, unknown_c = _without_weight(plane_u), _without_weight(plane_c)
-    x_c, y_c = kernel.centre
-    if spatially_varying:
-        images, x, y = kernel.sample(_NODES)
-        order = _ORDER
-    else:
-        images, x, y = kernel.compute_image(x=x_c, y=y_c)[None], np.array([x_c]), np.array([y_c])
-        order = 0
-    variances_u = _mean_variances(plane_u, ignored | unknown_u, x=x, y=y, kernel=kernel)
-    variances_c = _mean_variances(plane_c, ignored | unknown_c, x=x, y=y, kernel=kernel)
-    whitening = [
-        compute_whitening_kernel([_UNCONVOLVED, image], [v_u, v_c])
-        for image, v_u, v_c in zip(images, variances_u, variances_c, strict=True)
-    ]
-    side = max(image.shape[0] for image in whitening)
-    whitening_images = np.array([_embed(image, side) for image in whitening])
-    box = kernel.box
-    psi = SpatialKernel.fit(whitening_images, x=x, y=y, order=order, box=box)
-
-    hole = (difference.mask & plane_bits(*HOLE_MASK_PLANES)) != 0
-    hole |= ~np.isfinite(difference.image)
-    image = convolve_image(fill_bad_pixels(difference.image, hole), psi, n_threads=n_threads)
-    image[hole] = difference.image[hole]
-
-    overall = np.array([fftconvolve(a, b) for a, b in zip(whitening_images, images, strict=True)])
-    variance = convolve_variance(
-        fill_bad_pixels(plane_u, unknown_u),
-        SpatialKernel.fit(whitening_images**2 * scale, x=x, y=y, order=order, box=box),
-        n_threads=n_threads,
+        planes, names, scale = (
+            (template_variance, science_variance),
+            ("template", "science"),
+            1 / kernel.kernel_sum() ** 2,
+        )
+    nodes = _sample(kernel, difference, planes, names, spatially_varying=spatially_varying, config=config)
+    whitening = stack(
+        [
+            compute_whitening_kernel([_UNCONVOLVED, image], [v_u, v_c])
+            for image, v_u, v_c in zip(nodes.images, nodes.variances_u, nodes.variances_c, strict=True)
+        ]
     )
-    variance += convolve_variance(
-        fill_bad_pixels(plane_c, unknown_c),
-        SpatialKernel.fit(_crop(overall**2, _TRUNCATION) * scale, x=x, y=y, order=order, box=box),
-        n_threads=n_threads,
-    )
-    variance[~np.isfinite(difference.variance)] = np.inf
-    middle = int(np.argmin((x - x_c) ** 2 + (y - y_c) ** 2))
+    psi = nodes.interpolate(whitening)
+    effective = (whitening, convolve_each(whitening, nodes.images))
+    corrected = _correct(difference, psi, planes, effective, nodes, scale=scale, config=config, n_threads=n_threads)
     return Decorrelated(
-        difference=MaskedImage(image, difference.mask.copy(), variance),
+        difference=corrected,
         kernel=psi,
         psf=ConvolvedPsf(psf, psi),
-        convolved_variance=float(variances_c[middle]),
-        unconvolved_variance=float(variances_u[middle]),
+        convolved_variance=float(nodes.variances_c[nodes.middle]),
+        unconvolved_variance=float(nodes.variances_u[nodes.middle]),
+    )
+
+
+def decorrelate_score(
+    score: MaskedImage,
+    *,
+    kernel: SpatialKernel,
+    preconvolution_kernel: FloatArray,
+    science_variance: FloatArray,
+    template_variance: FloatArray,
+    psf: PointSpreadFunction,
+    spatially_varying: bool = False,
+    config: DecorrelationConfig | None = None,
+    n_threads: int = 2,
+) -> Decorrelated:
+    """Turn the difference of a pre-convolved science image and a matched template into an optimal score.
+
+    Parameters
+    ----------
+    score
+        Pre-convolved science image minus the template convolved with `kernel`; not modified.
+    kernel
+        The matching kernel, from the template to the pre-convolved science image.
+    preconvolution_kernel
+        What the science image was convolved with: its PSF turned by 180 degrees, or a Gaussian; odd square, unit sum.
+    science_variance, template_variance
+        The planes before any convolution, shape of the score.
+    psf
+        Of a star in the science image, before any convolution.
+    spatially_varying
+        Follow kernel and noise over the image; otherwise those at the middle serve everywhere.
+
+    Returns
+    -------
+    Decorrelated
+        ``image / sqrt(variance)`` is the significance of a point source at each pixel, N(0, 1) on the sky; a source is
+        its flux times `psf`, which has unit sum. Its noise is correlated, as that of any filtered image.
+
+    Raises
+    ------
+    UnusableExposure
+        Raised if one of the variance planes has no usable pixel.
+
+    Notes
+    -----
+    With the filter p and the kernel kappa, the noise has the power ``v_u |p|^2 + v_c |kappa|^2`` and a star in the
+    science image the shape ``|p|^2``, so the matched filter of the score is
+    ``c(k) = (v_u + v_c s^2) |p|^2 / (v_u |p|^2 + v_c |kappa|^2)``, scaled to 1 at frequency zero: DMTN-179. It is the
+    same as the whitened difference correlated with its own PSF. The variance is
+    ``(c * p)^2 * V_u + (c * kappa)^2 * V_c``, squares in pixel space.
+    """
+    config = config or DecorrelationConfig()
+    planes = (science_variance, template_variance)
+    nodes = _sample(kernel, score, planes, ("science", "template"), spatially_varying=spatially_varying, config=config)
+    correction = stack(
+        [
+            compute_score_kernel(image, preconvolution_kernel, [v_u, v_c])
+            for image, v_u, v_c in zip(nodes.images, nodes.variances_u, nodes.variances_c, strict=True)
+        ]
+    )
+    c = nodes.interpolate(correction)
+    filtering = convolve_each(correction, preconvolution_kernel[None])
+    effective = (filtering, convolve_each(correction, nodes.images))
+    corrected = _correct(score, c, planes, effective, nodes, scale=1.0, config=config, n_threads=n_threads)
+    x, y = kernel.centre
+    drawn = fftconvolve(psf.compute_kernel_image(x=x, y=y), filtering[nodes.middle])
+    return Decorrelated(
+        difference=corrected,
+        kernel=c,
+        psf=ConvolvedPsf(psf, nodes.interpolate(filtering), size=crop_kernels(drawn[None], TRUNCATION).shape[1]),
+        convolved_variance=float(nodes.variances_c[nodes.middle]),
+        unconvolved_variance=float(nodes.variances_u[nodes.middle]),
     )
 
 
@@ -181,63 +283,134 @@ def compute_whitening_kernel(kernels: Sequence[FloatArray], variances: Sequence[
     FloatArray
         float64, square, odd, symmetric, unit sum; see `decorrelate`.
     """
-    largest = max(kernel.shape[0] for kernel in kernels)
-    side = scipy.fft.next_fast_len(max(128, 6 * largest), real=True)
-    power = np.zeros((side, side // 2 + 1))
+    side = transform_side(kernels)
+    power: FloatArray = np.zeros(())
     for kernel, variance in zip(kernels, variances, strict=True):
-        power += variance * np.abs(scipy.fft.rfft2(kernel, s=(side, side))) ** 2
+        power = power + variance * power_spectrum(kernel, side)
     spectrum = np.sqrt(power[0, 0] / np.maximum(power, _SMALLEST_POWER * power[0, 0]))
-    image = scipy.fft.fftshift(scipy.fft.irfft2(spectrum, s=(side, side)))
-    # The origin is the middle pixel of an odd square.
-    centre = side // 2
-    half = (side - 1) // 2
-    image = image[centre - half : centre + half + 1, centre - half : centre + half + 1]
-    cropped = _crop(image[None], _TRUNCATION)[0]
-    return cropped / cropped.sum()
+    return _unit_kernel(spectrum, side)
 
 
-def _crop(images: FloatArray, truncation: float) -> FloatArray:
-    """Cut the rim off that holds less than a share of the absolute sum of any of the images."""
-    half = images.shape[1] // 2
-    offset = np.abs(np.arange(-half, half + 1))
-    ring = np.maximum(offset[:, None], offset[None, :]).ravel()
-    magnitude = np.abs(images).reshape(len(images), -1)
-    within = np.cumsum([np.bincount(ring, weights=row) for row in magnitude], axis=1)
-    needed = np.all(within >= (1.0 - truncation) * within[:, -1:], axis=0)
-    radius = max(1, int(np.argmax(needed)))
-    inner = slice(half - radius, half + radius + 1)
-    return images[:, inner, inner]
+def compute_score_kernel(kernel: FloatArray, preconvolution: FloatArray, variances: Sequence[float]) -> FloatArray:
+    """Return the kernel c of `decorrelate_score`.
+
+    Parameters
+    ----------
+    kernel, preconvolution
+        Matching kernel and the science image's filter, each of shape ``(size, size)``, size odd.
+    variances
+        Of science image and template before their convolutions.
+
+    Returns
+    -------
+    FloatArray
+        float64, square, odd, symmetric, unit sum.
+    """
+    side = transform_side([kernel, preconvolution])
+    signal = power_spectrum(preconvolution, side)
+    noise = variances[0] * signal + variances[1] * power_spectrum(kernel, side)
+    return _unit_kernel(signal / (noise + _FAINTEST_POWER * noise[0, 0]), side)
 
 
-def _embed(image: FloatArray, side: int) -> FloatArray:
-    rim = (side - image.shape[0]) // 2
-    return np.pad(image, rim)
+def compute_mean_variance(plane: FloatArray, ignored: BoolArray) -> float:
+    """Return the mean of a variance plane, clipped three times at 3 sigma; NaN where no pixel counts.
+
+    Parameters
+    ----------
+    plane
+        Variance; only values that are positive and finite count.
+    ignored
+        True where a pixel does not count.
+    """
+    stride = max(1, int(np.sqrt(plane.size / 1_000_000)))
+    plane, ignored = plane[::stride, ::stride], ignored[::stride, ::stride]
+    values = plane[~(ignored | without_weight(plane))].astype(float)
+    for _ in range(3):
+        if values.size > 1:
+            values = values[np.abs(values - values.mean()) <= 3.0 * values.std() + 1e-6 * abs(values.mean())]
+    return float(values.mean()) if values.size else float("nan")
 
 
-def _without_weight(plane: FloatArray) -> BoolArray:
+def without_weight(plane: FloatArray) -> BoolArray:
+    """Return where a variance is not positive and finite."""
     return ~(np.isfinite(plane) & (plane > 0))
 
 
+def _sample(
+    kernel: SpatialKernel,
+    difference: MaskedImage,
+    planes: tuple[FloatArray, FloatArray],
+    names: tuple[str, str],
+    *,
+    spatially_varying: bool,
+    config: DecorrelationConfig,
+) -> _Nodes:
+    """Evaluate kernel and noise at the middle, or at `_NODES` x `_NODES` places."""
+    x_c, y_c = kernel.centre
+    if spatially_varying:
+        images, x, y = kernel.sample(_NODES)
+        order = _ORDER
+    else:
+        images, x, y, order = kernel.compute_image(x=x_c, y=y_c)[None], np.array([x_c]), np.array([y_c]), 0
+    ignored = (difference.mask & plane_bits(*config.ignore_mask_planes)) != 0
+    variances_u, variances_c = (
+        _mean_variances(plane, ignored, name, x=x, y=y, box=kernel.box)
+        for plane, name in zip(planes, names, strict=True)
+    )
+    middle = int(np.argmin((x - x_c) ** 2 + (y - y_c) ** 2))
+    return _Nodes(images, x, y, order, kernel.box, variances_u, variances_c, middle)
+
+
 def _mean_variances(
-    plane: FloatArray, ignored: BoolArray, *, x: FloatArray, y: FloatArray, kernel: SpatialKernel
+    plane: FloatArray, ignored: BoolArray, name: str, *, x: FloatArray, y: FloatArray, box: Box
 ) -> FloatArray:
     """Return the clipped mean variance around each point, of the whole image where there is a single point."""
     ny, nx = plane.shape
     reach_y, reach_x = (ny, nx) if len(x) == 1 else (ny // _NODES + 1, nx // _NODES + 1)
-    stride = max(1, int(np.sqrt(plane.size / 1_000_000)))
     means = np.full(len(x), np.nan)
     for i in range(len(x)):
-        row, column = int(y[i]) - kernel.box.y_min, int(x[i]) - kernel.box.x_min
-        rows = slice(max(0, row - reach_y // 2), min(ny, row + reach_y // 2 + 1), stride)
-        columns = slice(max(0, column - reach_x // 2), min(nx, column + reach_x // 2 + 1), stride)
-        values = plane[rows, columns][~ignored[rows, columns]].astype(float)
-        for _ in range(3):
-            if values.size > 1:
-                values = values[np.abs(values - values.mean()) <= 3.0 * values.std() + 1e-6 * abs(values.mean())]
-        if values.size:
-            means[i] = values.mean()
+        row, column = int(y[i]) - box.y_min, int(x[i]) - box.x_min
+        rows = slice(max(0, row - reach_y // 2), min(ny, row + reach_y // 2 + 1))
+        columns = slice(max(0, column - reach_x // 2), min(nx, column + reach_x // 2 + 1))
+        means[i] = compute_mean_variance(plane[rows, columns], ignored[rows, columns])
     if np.isnan(means).all():
-        msg = "a variance plane has no usable pixel"
-        raise ValueError(msg)
+        raise UnusableExposure(name, "variance plane", "it has no usable pixel")
     # A place without data takes the mean of the others.
     return np.where(np.isnan(means), np.nanmean(means), means)
+
+
+def _correct(
+    difference: MaskedImage,
+    kernel: SpatialKernel,
+    planes: tuple[FloatArray, FloatArray],
+    effective: tuple[FloatArray, FloatArray],
+    nodes: _Nodes,
+    *,
+    scale: float,
+    config: DecorrelationConfig,
+    n_threads: int,
+) -> MaskedImage:
+    """Convolve an image with the correcting kernel; the variance is that of `planes` through the `effective` kernels."""
+    hole = (difference.mask & plane_bits(*HOLE_MASK_PLANES)) != 0
+    hole |= ~np.isfinite(difference.image)
+    image = convolve_image(fill_bad_pixels(difference.image, hole), kernel, n_threads=n_threads)
+    image[hole] = difference.image[hole]
+    parts = []
+    for plane, kernels in zip(planes, effective, strict=True):
+        squared = kernels**2 * scale
+        factor = squared.sum(axis=(1, 2), keepdims=True)
+        if config.complete_var_plane_propagation:
+            squared = crop_kernels(squared, TRUNCATION)
+            squared *= factor / squared.sum(axis=(1, 2), keepdims=True)
+        else:
+            squared = factor
+        filled = fill_bad_pixels(plane, without_weight(plane))
+        parts.append(convolve_variance(filled, nodes.interpolate(squared), n_threads=n_threads))
+    variance = parts[0] + parts[1]
+    variance[~np.isfinite(difference.variance)] = np.inf
+    return MaskedImage(image, difference.mask.copy(), variance)
+
+
+def _unit_kernel(spectrum: FloatArray, side: int) -> FloatArray:
+    cropped = crop_kernels(centred_image(spectrum, side)[None], TRUNCATION)[0]
+    return cropped / cropped.sum()

@@ -2,14 +2,23 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.signal import fftconvolve
 
+from alertprod.errors import UnusableExposure
 from alertprod.geometry.box import Box
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.subtraction.alard_lupton import match_images
+from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.subtraction.convolve import convolve_image
-from alertprod.subtraction.decorrelate import compute_whitening_kernel, decorrelate
+from alertprod.subtraction.decorrelate import (
+    DecorrelationConfig,
+    compute_whitening_kernel,
+    decorrelate,
+    decorrelate_score,
+)
+from alertprod.subtraction.preconvolve import preconvolve
 from alertprod.subtraction.spatial import SpatialKernel
 
 
@@ -228,3 +237,177 @@ def test_input_is_not_modified_and_the_psf_can_be_sent_to_another_process(rng):
     assert np.array_equal(before.variance, difference.variance)
     again = pickle.loads(pickle.dumps(result.psf))
     np.testing.assert_array_equal(again.compute_kernel_image(x=5, y=5), result.psf.compute_kernel_image(x=5, y=5))
+
+
+def test_estimated_and_propagated_variances_agree_on_the_sky_only(rng):
+    kernel = SpatialKernel.constant(gaussian(1.8), Box.from_shape((200, 200)))
+    difference, science_plane, template_plane = subtract_noise(
+        rng, kernel=kernel, science_variance=1.0, template_variance=2.0
+    )
+    template_plane[100, 100] = 1e4
+    estimated, propagated = (
+        whiten(
+            difference,
+            science_plane,
+            template_plane,
+            kernel,
+            config=DecorrelationConfig(complete_var_plane_propagation=complete),
+        ).difference.variance
+        for complete in (False, True)
+    )
+    # The sum of the squares is the same; cutting off the kernels' rims costs a part in a thousand.
+    np.testing.assert_allclose(estimated[:60], propagated[:60], rtol=3e-3)
+    x, y = kernel.centre
+    through = fftconvolve(
+        compute_whitening_kernel([np.ones((1, 1)), kernel.compute_image(x=x, y=y)], [1.0, 2.0]),
+        kernel.compute_image(x=x, y=y),
+    )
+    half = through.shape[0] // 2
+    sky = propagated[:60].mean()
+    assert propagated[100, 100] - sky == pytest.approx(1e4 * through[half, half] ** 2, rel=0.01)
+    assert propagated[100, 103] - sky == pytest.approx(1e4 * through[half, half + 3] ** 2, rel=0.01)
+    assert estimated[100, 100] - sky == pytest.approx(1e4 * (through**2).sum(), rel=0.01)
+
+
+def make_score(field, rng, *, science_psf, template_psf, noise=(1.0, 1.0), extra=0.0, gaussian_filter=False):
+    """A pair of one star field, pre-convolved, matched and made a score; `extra` is added to the science image."""
+    science = field.observe(science_psf, noise=noise[0], rng=rng, background=extra)
+    template = field.observe(template_psf, noise=noise[1], rng=rng)
+    filtered = preconvolve(science, science_psf, gaussian=gaussian_filter)
+    match = match_images(
+        filtered.masked_image,
+        template,
+        science_psf=filtered.psf,
+        template_psf=template_psf,
+        star_x=field.x,
+        star_y=field.y,
+        # The two share their background; fitting it would add its own error to the mean.
+        config=AlardLuptonConfig(fit_for_background=False),
+    )
+    return decorrelate_score(
+        match.difference,
+        kernel=match.kernel,
+        preconvolution_kernel=filtered.kernel,
+        science_variance=science.variance,
+        template_variance=template.variance,
+        psf=science_psf,
+    )
+
+
+@pytest.mark.parametrize("template_sigma", [2.0, 2.8])
+def test_score_has_the_noise_of_the_optimal_filter(rng, make_field, make_psf, template_sigma):
+    """The reference task's tolerances for a pre-convolved score, its significance N(0, 1)."""
+    field = make_field(rng, shape=(400, 400), n=40, flux=(500.0, 1000.0))
+    psf = make_psf(2.4)
+    score = make_score(field, rng, science_psf=psf, template_psf=make_psf(template_sigma))
+    good = score.difference.mask == 0
+    assert np.isfinite(score.difference.image).all()
+    area = 1.0 / (psf.compute_kernel_image(x=0, y=0) ** 2).sum()
+    values = score.difference.image[good]
+    # So many independent values: as many as PSF areas, fewer for the wider filter.
+    n_independent = values.size / area
+    assert values.mean() == pytest.approx(0.0, abs=5.0 * np.sqrt(2.0) / np.sqrt(values.size))
+    assert values.std() == pytest.approx(np.sqrt(2.0 / area), rel=0.1)
+    significance = values / np.sqrt(score.difference.variance[good])
+    assert significance.std() == pytest.approx(1.0, abs=5.0 / np.sqrt(2.0 * n_independent))
+
+
+def test_scores_of_sharp_and_wide_templates_are_the_same_but_for_noise(rng, make_field, make_psf):
+    """The reference task's tolerance for the deviation of two scores that share no noise."""
+    psf = make_psf(2.4)
+    field = make_field(rng, shape=(400, 400), n=40, flux=(500.0, 1000.0))
+    first, second = (
+        make_score(field, rng, science_psf=psf, template_psf=make_psf(sigma), noise=(1e-3, 1.0)).difference
+        for sigma in (2.8, 2.0)
+    )
+    good = (first.mask | second.mask) == 0
+    area = 1.0 / (psf.compute_kernel_image(x=0, y=0) ** 2).sum()
+    delta = (first.image - second.image)[good]
+    assert delta.mean() == pytest.approx(0.0, abs=5.0 * np.sqrt(2.0 / delta.size * area))
+    assert delta.std() == pytest.approx(np.sqrt(2.0 / area), rel=0.1)
+
+
+@pytest.mark.parametrize("gaussian_filter", [False, True])
+def test_score_of_a_source_is_that_of_the_optimal_filter(rng, make_field, make_psf, gaussian_filter):
+    """Signal without noise: significance is flux sqrt(sum(P_D^2)) / sigma, of the whitened difference's PSF P_D."""
+    psf, template_psf = make_psf(2.4), make_psf(2.0)
+    field = make_field(rng, shape=(256, 256), n=25, flux=(2000.0, 5000.0))
+    flux = 800.0
+    source = np.zeros((256, 256))
+    image, box = psf.compute_stellar_image(x=128, y=128)
+    source[box.slices] = flux * image
+    settings = {"science_psf": psf, "template_psf": template_psf, "gaussian_filter": gaussian_filter}
+    state = rng.bit_generator.state
+    score = make_score(field, rng, **settings)
+    rng.bit_generator.state = state
+    with_source = make_score(field, rng, extra=source, **settings)
+    # The same noise in both: what differs is the source.
+    found = (with_source.difference.image - score.difference.image)[128, 128]
+    significance = found / np.sqrt(score.difference.variance[128, 128])
+    # kappa, the template's kernel without the filter, from the widths that are known here.
+    kappa = gaussian(np.sqrt(2.4**2 - 2.0**2))
+    psi = compute_whitening_kernel([np.ones((1, 1)), kappa], [1.0, 1.0])
+    p_d = fftconvolve(psi, psf.compute_kernel_image(x=0, y=0))
+    wanted = flux * np.sqrt((p_d**2).sum() / 2.0)
+    assert significance == pytest.approx(wanted, rel=0.01)
+    peak = score.psf.compute_kernel_image(x=128, y=128).max()
+    assert found / peak == pytest.approx(flux, rel=0.01)
+
+
+def test_a_score_s_psf_is_that_of_its_stars(rng, make_psf):
+    box = Box.from_shape((160, 160))
+    psf = make_psf(2.0)
+    filtered = psf.compute_kernel_image(x=0, y=0)
+    kernel = SpatialKernel.constant(fftconvolve(filtered, gaussian(1.2)), box)
+    plane = np.zeros(box.shape, dtype=np.float32)
+    image, where = psf.compute_stellar_image(x=80.3, y=79.6)
+    plane[where.slices] = 1000.0 * image
+    ones = np.ones(box.shape, dtype=np.float32)
+    score = MaskedImage(
+        convolve_image(plane, SpatialKernel.constant(filtered, box)), np.zeros(box.shape, np.int32), ones
+    )
+    result = decorrelate_score(
+        score,
+        kernel=kernel,
+        preconvolution_kernel=filtered,
+        science_variance=ones,
+        template_variance=3 * ones,
+        psf=psf,
+    )
+    drawn, where = result.psf.compute_stellar_image(x=80.3, y=79.6)
+    np.testing.assert_allclose(1000.0 * drawn, result.difference.image[where.slices], atol=2e-3 * 1000.0 * drawn.max())
+    assert result.difference.image.sum() == pytest.approx(1000.0, rel=1e-3)
+
+
+def test_score_where_the_kernel_varies_has_unit_significance_everywhere(rng, make_psf):
+    box = Box.from_shape((500, 800))
+    filtered = make_psf(2.0).compute_kernel_image(x=0, y=0)
+    narrow, wide = (fftconvolve(filtered, gaussian(sigma)) for sigma in (0.8, 2.4))
+    kernel = SpatialKernel(np.array([(narrow + wide) / 2, (wide - narrow) / 2, 0 * wide]), 1, box)
+    science, template = (rng.normal(0.0, noise, box.shape).astype(np.float32) for noise in (1.0, 1.5))
+    image = convolve_image(science, SpatialKernel.constant(filtered, box)) - convolve_image(template, kernel)
+    score = MaskedImage(image, np.zeros(box.shape, np.int32), np.ones(box.shape, np.float32))
+    result = decorrelate_score(
+        score,
+        kernel=kernel,
+        preconvolution_kernel=filtered,
+        science_variance=np.ones(box.shape, np.float32),
+        template_variance=np.full(box.shape, 2.25, np.float32),
+        psf=make_psf(2.0),
+        spatially_varying=True,
+    )
+    significance = result.difference.image / np.sqrt(result.difference.variance)
+    for window in (np.s_[30:-30, 30:230], np.s_[30:-30, 570:770]):
+        # One independent value per filter area of about 8 pi sigma^2.
+        n_independent = significance[window].size / (8 * np.pi * 2.0**2)
+        assert significance[window].std() == pytest.approx(1.0, abs=5.0 / np.sqrt(2.0 * n_independent))
+
+
+def test_a_variance_plane_without_a_usable_pixel_is_named(rng):
+    kernel = SpatialKernel.constant(gaussian(1.8), Box.from_shape((100, 100)))
+    difference, science_plane, template_plane = subtract_noise(
+        rng, kernel=kernel, science_variance=1.0, template_variance=1.0
+    )
+    with pytest.raises(UnusableExposure) as caught:
+        whiten(difference, science_plane, 0 * template_plane, kernel)
+    assert caught.value.args[:2] == ("template", "variance plane")
