@@ -151,6 +151,17 @@ class Marker:
     label: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A straight line on a picture, between two positions in pixels."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    colour: str = "yellow"
+
+
 class Display(Protocol):
     """Where `runDebug` draws."""
 
@@ -161,6 +172,7 @@ class Display(Protocol):
         /,
         *,
         markers: Sequence[Marker] = (),
+        segments: Sequence[Segment] = (),
         maskTransparency: float = 100.0,
     ) -> None:
         """Draw an image with marks on it.
@@ -173,5 +185,17 @@ class Display(Protocol):
             An exposure, whose mask is drawn over its pixels, or plain pixels.
         maskTransparency
             Percent; 100 hides the mask.
+        """
+        ...
+
+    def histogram(self, title: str, samples: Mapping[str, FloatArray], /) -> None:
+        """Draw how samples of pulls (values over their standard errors) are distributed, beside the unit normal.
+
+        Parameters
+        ----------
+        title
+            Names the picture.
+        samples
+            Values by what they are of; those that are not finite do not count.
         """
         ...
