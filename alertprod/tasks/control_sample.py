@@ -51,7 +51,7 @@ def split_control_sample(
     selected
         The rows to split, shape ``(n,)``.
     step_size
-        In random order every one of this number goes to the control sample, the first one first; 1 or more.
+        In random order every one of this number goes to the control sample, the first one first; 2 or more.
     seed
         Of the random order.
     usable
@@ -66,8 +66,8 @@ def split_control_sample(
     -----
     A source that is added is not fitted on, even if it was selected.
     """
-    if step_size < 1:
-        msg = f"step_size is {step_size}; 1 or more is needed"
+    if step_size < 2:
+        msg = f"step_size is {step_size}; 2 or more is needed, or no star is left to fit on"
         raise ValueError(msg)
     usable = np.ones(sources.n_rows, dtype=np.bool_) if usable is None else usable
     shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(selected))
