@@ -15,9 +15,9 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.subtraction import _loops
-from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.config import AlardLuptonConfig, MatchConfig
 from alertprod.subtraction.convolve import convolve_image, convolve_variance, fill_bad_pixels, grow_mask
-from alertprod.subtraction.kernel_fit import fit_kernel
+from alertprod.subtraction.kernel_fit import KernelFit, fit_kernel
 from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel
 
 Convolved = Literal["template", "science"]
@@ -27,46 +27,79 @@ ConvolveMode = Literal["template", "science", "auto"]
 """The image to convolve; "auto" takes the template unless it is the broader one in both axes."""
 
 
-@dataclass(frozen=True, slots=True)
-class MatchResult:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedPair:
+    """Two images, one of which was convolved to look like the other.
+
+    Attributes
+    ----------
+    matched
+        The convolved image; a convolved science image is brought back to its own photometric scale.
+    fit
+        The kernel as fitted, and how it was found.
+    background
+        The differential background, ``difference = science - template - background`` with the matched image in place
+        of the convolved one.
+    convolved
+        "template" or "science".
+    kernel_sum
+        At the middle of the image: the flux ratio of the image not convolved to the convolved one.
+    psf
+        Of a star in the matched image, and in the difference before any decorrelation.
+    seconds
+        Wall time of the parts.
+    """
+
+    matched: MaskedImage
+    fit: KernelFit
+    background: SpatialBackground
+    convolved: Convolved
+    kernel_sum: float
+    psf: PointSpreadFunction
+    seconds: dict[str, float]
+
+    @property
+    def kernel(self) -> SpatialKernel:
+        """The kernel, as fitted."""
+        return self.fit.kernel
+
+    @property
+    def used(self) -> IntArray:
+        """Indices of the stars in the last fit."""
+        return self.fit.used
+
+    @property
+    def rejected(self) -> IntArray:
+        """Indices of the stars that were thrown out."""
+        return self.fit.rejected
+
+    @property
+    def residual_rms(self) -> FloatArray:
+        """Of each used star, in units of its noise."""
+        return self.fit.residual_rms
+
+    @property
+    def condition_number(self) -> float:
+        """Of the spatial fit."""
+        return self.fit.condition_number
+
+    @property
+    def mode(self) -> str:
+        """How the widths of the basis were chosen."""
+        return self.fit.mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchResult(MatchedPair):
     """A matched pair and its difference.
 
     Attributes
     ----------
     difference
         science - template, on the science image's scale.
-    matched
-        The convolved image; a convolved science image is brought back to its own photometric scale.
-    kernel
-        As fitted: its sum is the flux ratio of the image not convolved to the convolved one.
-    background
-        The differential background, ``difference = science - template - background`` with the matched image in place
-        of the convolved one.
-    convolved
-        "template" or "science".
-    used, rejected, residual_rms, condition_number, mode
-        As in `alertprod.subtraction.kernel_fit.KernelFit`.
-    kernel_sum
-        At the middle of the image.
-    psf
-        Of a star in the difference, before any decorrelation.
-    seconds
-        Wall time of the parts.
     """
 
     difference: MaskedImage
-    matched: MaskedImage
-    kernel: SpatialKernel
-    background: SpatialBackground
-    convolved: Convolved
-    used: IntArray
-    rejected: IntArray
-    residual_rms: FloatArray
-    condition_number: float
-    mode: str
-    kernel_sum: float
-    psf: PointSpreadFunction
-    seconds: dict[str, float]
 
 
 def match_images(
@@ -78,7 +111,7 @@ def match_images(
     star_x: FloatArray,
     star_y: FloatArray,
     star_flux: FloatArray | None = None,
-    config: AlardLuptonConfig | None = None,
+    config: MatchConfig | None = None,
     convolve: ConvolveMode = "template",
 ) -> MatchResult:
     """Find the kernel that matches two images of one pixel grid, and subtract.
@@ -93,6 +126,8 @@ def match_images(
         Positions of stars, shape ``(n,)``, pixels of the two images.
     star_flux
         Ranks them, brightest first; from the pixels where absent.
+    config
+        `AlardLuptonConfig`, the default, or `DeltaFunctionConfig`.
 
     Returns
     -------
@@ -114,6 +149,44 @@ def match_images(
     -----
     The variance is that of each pixel; neighbours are correlated until `decorrelate` has run.
     """
+    pair = find_match(
+        science,
+        template,
+        science_psf=science_psf,
+        template_psf=template_psf,
+        star_x=star_x,
+        star_y=star_y,
+        star_flux=star_flux,
+        config=config,
+        convolve=convolve,
+    )
+    started = perf_counter()
+    difference = subtract_matched(science, template, pair)
+    return MatchResult(
+        matched=pair.matched,
+        fit=pair.fit,
+        background=pair.background,
+        convolved=pair.convolved,
+        kernel_sum=pair.kernel_sum,
+        psf=pair.psf,
+        seconds=pair.seconds | {"subtract": perf_counter() - started},
+        difference=difference,
+    )
+
+
+def find_match(
+    science: MaskedImage,
+    template: MaskedImage,
+    *,
+    science_psf: PointSpreadFunction,
+    template_psf: PointSpreadFunction,
+    star_x: FloatArray,
+    star_y: FloatArray,
+    star_flux: FloatArray | None = None,
+    config: MatchConfig | None = None,
+    convolve: ConvolveMode = "template",
+) -> MatchedPair:
+    """Find the kernel and convolve, as `match_images` does, without subtracting."""
     if science.shape != template.shape:
         msg = f"science image of shape {science.shape}, template of shape {template.shape}"
         raise ValueError(msg)
@@ -135,36 +208,32 @@ def match_images(
         config=config,
     )
     fitted = perf_counter()
-    matched = convolve_masked_image(source, fit.kernel, config=config)
-    convolved = perf_counter()
     kernel_sum = fit.kernel.kernel_sum()
     if not kernel_sum > 0:
         raise BadSubtraction("kernel sum", kernel_sum, 0.0)
-    if direction == "template":
-        background = fit.background
-        difference = _subtract(target, matched, background)
-    else:
-        background = fit.background.scaled(-1.0 / kernel_sum)
+    matched = convolve_masked_image(source, fit.kernel, config=config)
+    background = fit.background
+    if direction == "science":
+        background = background.scaled(-1.0 / kernel_sum)
         _rescale(matched, 1.0 / kernel_sum)
-        rescaled = target.copy()
-        _rescale(rescaled, 1.0 / kernel_sum)
-        difference = _subtract(matched, rescaled, background)
-    subtracted = perf_counter()
-    return MatchResult(
-        difference=difference,
+    return MatchedPair(
         matched=matched,
-        kernel=fit.kernel,
+        fit=fit,
         background=background,
         convolved=direction,
-        used=fit.used,
-        rejected=fit.rejected,
-        residual_rms=fit.residual_rms,
-        condition_number=fit.condition_number,
-        mode=fit.mode,
         kernel_sum=kernel_sum,
         psf=target_psf,
-        seconds={"fit": fitted - started, "convolve": convolved - fitted, "subtract": subtracted - convolved},
+        seconds={"fit": fitted - started, "convolve": perf_counter() - fitted},
     )
+
+
+def subtract_matched(science: MaskedImage, template: MaskedImage, pair: MatchedPair) -> MaskedImage:
+    """Return science - template - background of a matched pair; see `match_images`."""
+    if pair.convolved == "template":
+        return _subtract(science, pair.matched, pair.background)
+    rescaled = template.copy()
+    _rescale(rescaled, 1.0 / pair.kernel_sum)
+    return _subtract(pair.matched, rescaled, pair.background)
 
 
 def choose_direction(
@@ -184,7 +253,7 @@ def choose_direction(
     return "template" if template_xx <= science_xx or template_yy <= science_yy else "science"
 
 
-def convolve_masked_image(source: MaskedImage, kernel: SpatialKernel, *, config: AlardLuptonConfig) -> MaskedImage:
+def convolve_masked_image(source: MaskedImage, kernel: SpatialKernel, *, config: MatchConfig) -> MaskedImage:
     """Convolve image and variance, spread the mask; see `match_images` for pixels without data and for the rim."""
     no_data = ~source.usable(plane_bits("NO_DATA"))
     bad = no_data | ((source.mask & plane_bits(*config.fill_mask_planes)) != 0)

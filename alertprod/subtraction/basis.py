@@ -1,4 +1,4 @@
-"""The kernel basis of Alard & Lupton: Gaussians times polynomials, all flux in the first.
+"""Kernel bases, and that of Alard & Lupton: Gaussians times polynomials, all flux in the first.
 
 The raw functions are products of one function of x and one of y, which makes convolving stamps cheap; the
 renormalised basis is a linear combination of them, kept beside the images.
@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alertprod._typing import FloatArray, IntArray
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.geometry.box import Box
 from alertprod.psf.model import FWHM_PER_SIGMA, PointSpreadFunction
 from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.regularization import Regularization
 
 _SUM_EPSILON = float(np.finfo(np.float32).eps)
 """Sums below it are taken as zero: odd functions, which rounding leaves a little off."""
@@ -34,13 +36,15 @@ class KernelBasis:
     profiles
         float64, shape ``(n_profiles, size)``: the one-dimensional functions.
     x_profile, y_profile
-        Shape ``(n,)``: which profiles multiply to the raw function i.
+        Shape ``(n_raw,)``: which profiles multiply to the raw function i.
     transform
-        float64, ``(n, n)``: ``images = transform @ raw``.
+        float64, ``(n, n_raw)``: ``images = transform @ raw``.
     sigmas
-        Of the Gaussians, pixels.
+        Of the Gaussians, pixels; none where it has none.
     mode
         "convolution" or "deconvolution" when the PSFs set the widths, else "config".
+    regularization
+        What holds the kernels smooth; None where nothing does.
     """
 
     images: FloatArray
@@ -50,6 +54,7 @@ class KernelBasis:
     transform: FloatArray
     sigmas: tuple[float, ...]
     mode: str
+    regularization: Regularization | None = None
 
     @property
     def gram(self) -> FloatArray:
@@ -74,11 +79,26 @@ class KernelBasis:
         if not (np.all(np.isfinite(coefficients)) and total > 0):
             msg = f"the sum of the leading kernel is {total}"
             raise ValueError(msg)
-        transform = self.transform.copy()
-        transform[0] = (coefficients / total) @ self.transform
-        images = self.images.copy()
-        images[0] = np.tensordot(coefficients / total, self.images, axes=1)
-        return replace(self, images=images, transform=transform)
+        combinations = np.eye(len(self))
+        combinations[0] = coefficients / total
+        return self.recombined(combinations)
+
+    def recombined(self, combinations: FloatArray) -> "KernelBasis":
+        """Return the basis of combinations of these kernels, ``(k, n)``: the first of unit sum, the others of zero sum.
+
+        Nothing holds the new kernels smooth: they are as smooth as what they are combined of.
+        """
+        return replace(
+            self,
+            images=np.tensordot(combinations, self.images, axes=1),
+            transform=combinations @ self.transform,
+            regularization=None,
+        )
+
+    def regularized(self, roughness: FloatArray, *, strength: float | None, scaling: float = 0.0) -> "KernelBasis":
+        """Return the basis held smooth by a penalty on its pixels, ``(size**2, size**2)``; see `Regularization`."""
+        flat = self.images.reshape(len(self), -1)
+        return replace(self, regularization=Regularization(flat @ roughness @ flat.T, strength, scaling))
 
     def compute_prior_strength(self, flux_ratio: float) -> float:
         """Return the weight, relative to `gram`, that keeps departures about as large as the first kernel at most."""
@@ -99,9 +119,33 @@ class KernelBasis:
         return self.images.shape[0]
 
 
-def compute_trace_fwhm(psf: PointSpreadFunction) -> float:
-    """Return the FWHM of a Gaussian of the PSF's trace radius, ``sqrt((Ixx + Iyy)/2)``; NaN where it has no moments."""
-    x, y = psf.average_position
+def compute_trace_fwhm(
+    psf: PointSpreadFunction, *, box: Box | None = None, n_side: int = 10, margin: float = 0.05
+) -> float:
+    """Return the FWHM of a Gaussian of the PSF's trace radius, ``sqrt((Ixx + Iyy)/2)``.
+
+    Parameters
+    ----------
+    box, n_side, margin
+        Where the PSF has no moments at its average position, the mean over `n_side` x `n_side` places in the box is
+        returned, a share `margin` of it left out at each border.
+
+    Returns
+    -------
+    float
+        NaN where it has moments nowhere.
+    """
+    fwhm = _trace_fwhm_at(psf, *psf.average_position)
+    if np.isfinite(fwhm) or box is None:
+        return fwhm
+    ny, nx = box.shape
+    places = np.linspace(margin, 1.0 - margin, n_side) if n_side > 1 else np.array([0.5])
+    widths = [_trace_fwhm_at(psf, box.x_min + u * (nx - 1), box.y_min + v * (ny - 1)) for v in places for u in places]
+    found = [width for width in widths if np.isfinite(width)]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _trace_fwhm_at(psf: PointSpreadFunction, x: float, y: float) -> float:
     try:
         ixx, iyy, _ = psf.compute_moments(x=x, y=y)
     except ValueError:
@@ -197,6 +241,18 @@ def make_alard_lupton_basis(
         images[i] /= norm
         transform[i] /= norm
     return KernelBasis(images, table, np.array(x_profile), np.array(y_profile), transform, tuple(sigmas), mode)
+
+
+def pick_degrees(degrees: tuple[int, ...], chosen: tuple[int, ...]) -> BoolArray:
+    """Say which functions of the basis of `degrees` the basis of the lower `chosen` degrees keeps, in their order."""
+    return np.array(
+        [
+            i + j <= lower
+            for degree, lower in zip(degrees, chosen, strict=True)
+            for i in range(degree + 1)
+            for j in range(degree + 1 - i)
+        ]
+    )
 
 
 def lead_with_psfs(

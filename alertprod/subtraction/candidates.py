@@ -7,7 +7,7 @@ import numpy as np
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
-from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.config import MatchConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,13 @@ class CandidateList:
     flux
         Rank of the stars, brightest first; by default their light in 3 x 3 pixels of `reference`.
 
+    Attributes
+    ----------
+    column, row, cell
+        Each star's nearest pixel, and its cell as (row, column), shape ``(n, 2)``.
+    refused
+        Why stars were passed over when their turn came, by index.
+
     Notes
     -----
     A star whose fitted region shares its middle with that of a better one is not offered: its pixels would count twice.
@@ -52,7 +59,7 @@ class CandidateList:
         y: FloatArray,
         flux: FloatArray | None,
         geometry: StampGeometry,
-        config: AlardLuptonConfig,
+        config: MatchConfig,
     ) -> None:
         self.geometry = geometry
         self._bad_bits = plane_bits(*config.bad_mask_planes)
@@ -60,6 +67,8 @@ class CandidateList:
         finite = np.isfinite(x) & np.isfinite(y)
         self.column = np.floor(np.where(finite, x, -1e6) + 0.5).astype(np.int64)
         self.row = np.floor(np.where(finite, y, -1e6) + 0.5).astype(np.int64)
+        self.cell = np.stack([self.row // config.size_cell_y, self.column // config.size_cell_x], axis=1)
+        self.refused: dict[int, str] = {}
         ny, nx = convolved.shape
         margin = geometry.convolved
         inside = (self.column >= margin) & (self.column < nx - margin)
@@ -70,9 +79,8 @@ class CandidateList:
         order = np.lexsort((self.column, self.row, -brightness))
         self._queues: dict[tuple[int, int], list[int]] = {}
         for index in order[inside[order]]:
-            cell = (int(self.row[index]) // config.size_cell_y, int(self.column[index]) // config.size_cell_x)
-            self._queues.setdefault(cell, []).append(int(index))
-        self._cell_of = {index: cell for cell, queue in self._queues.items() for index in queue}
+            self._queues.setdefault(self._cell_of(index), []).append(int(index))
+        self.refused |= dict.fromkeys(np.flatnonzero(~inside).tolist(), "edge")
         self._brightness = brightness
         self._taken: dict[tuple[int, int], list[int]] = {}
 
@@ -82,13 +90,17 @@ class CandidateList:
         limit = config.n_star_per_cell if config.n_star_per_cell >= 0 else len(self.column)
         room = dict.fromkeys(self._queues, limit)
         for index in in_use:
-            room[self._cell_of[int(index)]] -= 1
+            room[self._cell_of(index)] -= 1
         offered: list[tuple[int, int]] = []
         for cell, queue in self._queues.items():
             rank = limit - room[cell]
             while room[cell] > 0 and queue and len(in_use) + len(offered) < 4 * config.max_kernel_sources:
                 index = queue.pop(0)
-                if self._is_clear(index) and self._is_clean(index):
+                if not self._is_clear(index):
+                    self.refused[index] = "crowded"
+                elif not self._is_clean(index):
+                    self.refused[index] = "masked"
+                else:
                     self._taken.setdefault(self._bin(index), []).append(index)
                     offered.append((rank, index))
                     rank += 1
@@ -97,6 +109,16 @@ class CandidateList:
         offered.sort(key=lambda entry: (entry[0], -self._brightness[entry[1]], self.row[entry[1]]))
         n = max(0, config.max_kernel_sources - len(in_use))
         return np.array([index for _, index in offered[:n]], dtype=np.int64)
+
+    def find_clean(self) -> IntArray:
+        """Return the indices of all stars that have a clean stamp, however many and however close, in their order."""
+        clean = []
+        for index in sorted(index for queue in self._queues.values() for index in queue):
+            if self._is_clean(index):
+                clean.append(index)
+            else:
+                self.refused[index] = "masked"
+        return np.array(clean, dtype=np.int64)
 
     def extract(self, indices: IntArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, BoolArray]:
         """Return the stamps of stars.
@@ -130,6 +152,9 @@ class CandidateList:
         indices = np.flatnonzero(inside)
         brightness[indices] = self._stack(self._reference.image, indices, 1).sum(axis=(1, 2))
         return brightness
+
+    def _cell_of(self, index: int) -> tuple[int, int]:
+        return int(self.cell[index, 0]), int(self.cell[index, 1])
 
     def _bin(self, index: int) -> tuple[int, int]:
         side = self.geometry.fitted

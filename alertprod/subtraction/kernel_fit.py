@@ -1,12 +1,10 @@
-"""From two images and star positions to the matching kernel: choose stars, solve, throw out those that do not fit."""
+"""From two images and star positions to the matching kernel: choose a basis and stars, solve."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alertprod._typing import BoolArray, FloatArray, IntArray
-from alertprod.errors import InsufficientKernelSources
-from alertprod.geometry.box import Box
+from alertprod._typing import FloatArray, IntArray
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.subtraction.basis import (
@@ -17,10 +15,17 @@ from alertprod.subtraction.basis import (
     make_alard_lupton_basis,
 )
 from alertprod.subtraction.candidates import CandidateList, StampGeometry
-from alertprod.subtraction.config import AlardLuptonConfig
-from alertprod.subtraction.kernel_solution import SpatialSolution, local_background_terms, solve_spatial
-from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel, count_terms, spatial_terms
-from alertprod.subtraction.stamp_equations import StampEquations, build_equations, estimate_flux_ratio
+from alertprod.subtraction.cell_set import KernelCellSet, collect_stars
+from alertprod.subtraction.clipping import KernelClipping
+from alertprod.subtraction.config import AlardLuptonConfig, DeltaFunctionConfig, MatchConfig
+from alertprod.subtraction.delta_basis import make_delta_basis
+from alertprod.subtraction.regularization import compute_risks, eliminate_background, make_roughness, scan_strengths
+from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel
+from alertprod.subtraction.stamp_equations import build_equations, estimate_flux_ratio
+
+_RISK_STARS = 12
+"""Stars, the first that the cells offer, on which the strength of the regularisation is chosen: a strength that is
+right to some ten per cent is as good as the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,16 @@ class KernelFit:
         Of the spatial fit.
     mode
         How the widths of the basis were chosen: "config", "convolution" or "deconvolution".
+    cell_set
+        Every star, with what became of it.
+    sigmas, degrees
+        Of the Gaussians in the basis; none for delta functions. Degrees are those in use, of each Gaussian.
+    n_basis, n_parameters
+        Kernels that the spatial fit combined, and its unknowns, background included.
+    background_coefficients
+        As fitted: in the terms of `MatchConfig.spatial_model_type`.
+    regularization_strength
+        Median over the used stars; 0 where nothing is regularised.
     """
 
     kernel: SpatialKernel
@@ -50,6 +65,13 @@ class KernelFit:
     residual_rms: FloatArray
     condition_number: float
     mode: str
+    cell_set: KernelCellSet
+    sigmas: tuple[float, ...]
+    degrees: tuple[int, ...]
+    n_basis: int
+    n_parameters: int
+    background_coefficients: FloatArray
+    regularization_strength: float
 
 
 def fit_kernel(
@@ -61,7 +83,7 @@ def fit_kernel(
     star_x: FloatArray,
     star_y: FloatArray,
     star_flux: FloatArray | None,
-    config: AlardLuptonConfig,
+    config: MatchConfig,
 ) -> KernelFit:
     """Solve for the kernel that makes `convolved` look like `reference`, throwing out stars that do not fit.
 
@@ -69,159 +91,172 @@ def fit_kernel(
     -----
     Kernel and background orders are lowered where the stars are fewer than twice the terms.
     """
-    convolved_fwhm, reference_fwhm = compute_trace_fwhm(convolved_psf), compute_trace_fwhm(reference_psf)
-    sigmas, size, mode = choose_widths(config, convolved_fwhm=convolved_fwhm, reference_fwhm=reference_fwhm)
-    basis = lead_with_psfs(
-        make_alard_lupton_basis(sigmas, config.alard_deg_gauss, size, mode=mode),
+    fwhms = tuple(
+        compute_trace_fwhm(psf, box=image.box, n_side=config.fwhm_exposure_grid, margin=config.fwhm_exposure_buffer)
+        for psf, image in ((convolved_psf, convolved), (reference_psf, reference))
+    )
+    basis = make_basis(
+        config,
+        convolved_psf=convolved_psf,
+        reference_psf=reference_psf,
+        convolved_fwhm=fwhms[0],
+        reference_fwhm=fwhms[1],
+    )
+    x, y = np.asarray(star_x, dtype=float), np.asarray(star_y, dtype=float)
+    candidates = CandidateList(
+        convolved, reference, x=x, y=y, flux=star_flux, geometry=StampGeometry.for_kernel(basis.size), config=config
+    )
+    first = candidates.take(np.zeros(0, dtype=np.int64))
+    flux_ratio = estimate_flux_ratio(candidates, first) if len(first) else 1.0
+    if isinstance(config, DeltaFunctionConfig) and config.use_regularization:
+        basis = _regularize(basis, candidates, first, flux_ratio, config)
+    clipping = KernelClipping(candidates, basis, first=first, flux_ratio=flux_ratio, box=convolved.box, config=config)
+    solution, orders = clipping.run()
+    equations = clipping.equations
+    model = config.spatial_model_type
+    kernel = solution.make_kernel(clipping.basis, order=orders[0], box=convolved.box, model=model)
+    background = solution.make_background(order=orders[1], box=convolved.box, model=model)
+    cell_set = KernelCellSet(
+        x=x,
+        y=y,
+        cell=candidates.cell,
+        basis=basis,
+        flux_ratio=flux_ratio,
+        kernel=kernel,
+        background=background,
+        **collect_stars(
+            len(x), basis, clipping.own_results(), reasons=candidates.refused | clipping.rejected, used=equations.index
+        ),
+    )
+    n_basis, n_terms = solution.kernel.shape
+    degrees = config.alard_deg_gauss if isinstance(config, AlardLuptonConfig) else ()
+    return KernelFit(
+        kernel=kernel,
+        background=background,
+        used=equations.index,
+        rejected=np.array(sorted(clipping.rejected), dtype=np.int64),
+        residual_rms=clipping.measure(solution, orders)[1],
+        condition_number=solution.condition_number,
+        mode=basis.mode,
+        cell_set=cell_set,
+        sigmas=basis.sigmas,
+        degrees=clipping.degrees or degrees,
+        n_basis=n_basis,
+        n_parameters=(n_basis - 1) * n_terms + 1 + len(solution.background),
+        background_coefficients=solution.background,
+        regularization_strength=float(np.median(equations.penalty)),
+    )
+
+
+def make_basis(
+    config: MatchConfig,
+    *,
+    convolved_psf: PointSpreadFunction,
+    reference_psf: PointSpreadFunction,
+    convolved_fwhm: float,
+    reference_fwhm: float,
+) -> KernelBasis:
+    """Return the configured basis, led by the kernel that the two PSFs ask for; without regularisation as yet."""
+    is_gaussian = isinstance(config, AlardLuptonConfig)
+    gaussians = config if isinstance(config, AlardLuptonConfig) else _gaussians_like(config)
+    sigmas, size, mode = choose_widths(gaussians, convolved_fwhm=convolved_fwhm, reference_fwhm=reference_fwhm)
+    led = lead_with_psfs(
+        make_alard_lupton_basis(sigmas, gaussians.alard_deg_gauss, size, mode=mode),
         convolved_psf=convolved_psf,
         reference_psf=reference_psf,
     )
+    return led if is_gaussian else make_delta_basis(size, lead=led.images[0], mode=mode)
+
+
+def solve_stars(
+    convolved: MaskedImage,
+    reference: MaskedImage,
+    *,
+    x: FloatArray,
+    y: FloatArray,
+    like: KernelCellSet,
+    config: MatchConfig,
+) -> KernelCellSet:
+    """Let stars that had no part in a match ask for kernels of their own, in its basis.
+
+    Parameters
+    ----------
+    x, y
+        Positions, shape ``(n,)``, pixels.
+    like
+        The stars of the match.
+
+    Returns
+    -------
+    KernelCellSet
+        Every clean star is solved for and UNKNOWN; those that have no clean stamp are BAD. Stars may share pixels.
+    """
     candidates = CandidateList(
         convolved,
         reference,
-        x=np.asarray(star_x, dtype=float),
-        y=np.asarray(star_y, dtype=float),
-        flux=star_flux,
-        geometry=StampGeometry.for_kernel(size),
+        x=x,
+        y=y,
+        flux=None,
+        geometry=StampGeometry.for_kernel(like.basis.size),
         config=config,
     )
-    clipping = _Clipping(candidates, basis, convolved.box, config)
-    solution, orders = clipping.run()
-    equations = clipping.equations
-    kernel_terms = np.tensordot(solution.kernel.T, basis.images, axes=1)
-    rms = clipping.measure(solution, orders)[1]
-    return KernelFit(
-        kernel=SpatialKernel(kernel_terms, orders[0], convolved.box),
-        background=SpatialBackground(
-            solution.background if len(solution.background) else np.zeros(1),
-            solution.background_errors if len(solution.background) else np.zeros(1),
-            orders[1] if len(solution.background) else 0,
-            convolved.box,
-        ),
-        used=equations.index,
-        rejected=np.array(sorted(clipping.rejected), dtype=np.int64),
-        residual_rms=rms,
-        condition_number=solution.condition_number,
-        mode=mode,
+    indices = candidates.find_clean()
+    solved = []
+    if len(indices):
+        equations = build_equations(candidates, indices, like.basis, flux_ratio=like.flux_ratio, config=config)
+        solved.append((indices, equations.own_results()))
+    return replace(
+        like, x=x, y=y, cell=candidates.cell, **collect_stars(len(x), like.basis, solved, reasons=candidates.refused)
     )
 
 
-class _Clipping:
-    """The loop of reference section 3d: own kernels, kernel sums, spatial fit, each rejecting stars, others moving up."""
+def _gaussians_like(config: MatchConfig) -> AlardLuptonConfig:
+    """Return the default Gaussians under the sizes of another configuration: they choose its kernel's side and lead."""
+    return AlardLuptonConfig(
+        kernel_size=config.kernel_size,
+        scale_by_fwhm=config.scale_by_fwhm,
+        kernel_size_fwhm_scaling=config.kernel_size_fwhm_scaling,
+        kernel_size_min=config.kernel_size_min,
+        kernel_size_max=config.kernel_size_max,
+    )
 
-    def __init__(
-        self,
-        candidates: CandidateList,
-        basis: KernelBasis,
-        box: Box,
-        config: AlardLuptonConfig,
-    ) -> None:
-        self._candidates, self._basis, self._box, self._config = candidates, basis, box, config
-        self.rejected: list[int] = []
-        first = candidates.take(np.zeros(0, dtype=np.int64))
-        self._require(len(first))
-        self._flux_ratio = estimate_flux_ratio(candidates, first)
-        self.equations = self._build(first)
 
-    def run(self) -> tuple[SpatialSolution, tuple[int, int]]:
-        config = self._config
-        self._clip_single(self.equations)
-        for _ in range(config.max_spatial_iterations):
-            solution, orders = self._solve()
-            if not config.spatial_kernel_clipping:
-                return solution, orders
-            mean, rms = self.measure(solution, orders)
-            if not self._reject(self._outside(mean, rms)):
-                return solution, orders
-            fresh = self._candidates.take(self.equations.index)
-            if len(fresh):
-                self._clip_single(self._build(fresh), known=self.equations)
-        return self._solve()
+def _regularize(
+    basis: KernelBasis, candidates: CandidateList, first: IntArray, flux_ratio: float, config: DeltaFunctionConfig
+) -> KernelBasis:
+    """Return the basis with its regularisation, its strength chosen on a few stars where it is to be of least risk.
 
-    def measure(self, solution: SpatialSolution, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-        kernel_terms, background_terms = self._terms(orders)
-        return self.equations.measure_residuals(solution.evaluate(kernel_terms, background_terms))
+    Strengths are for kernels of unit sum; a kernel that takes one image's units to the other's is larger.
+    """
+    roughness = make_roughness(config, basis.size)
+    if config.lambda_type == "relative":
+        return basis.regularized(roughness, strength=None, scaling=config.lambda_scaling)
+    strength = config.lambda_value
+    if config.lambda_type != "absolute" and len(first):
+        strength = _choose_strength(basis, roughness, candidates, first[:_RISK_STARS], flux_ratio, config)
+    return basis.regularized(roughness, strength=strength / flux_ratio**2)
 
-    def _build(self, indices: IntArray) -> StampEquations:
-        return build_equations(self._candidates, indices, self._basis, flux_ratio=self._flux_ratio, config=self._config)
 
-    def _clip_single(self, fresh: StampEquations, known: StampEquations | None = None) -> None:
-        """Judge fresh stars by their own kernels, let others move up in their cells, then judge the kernel sums."""
-        config = self._config
-        accepted = known
-        while len(fresh):
-            bad = ~np.isfinite(fresh.own_sum)
-            if config.single_kernel_clipping:
-                bad |= self._outside(fresh.own_mean, fresh.own_rms)
-            self.rejected += fresh.index[bad].tolist()
-            passed = fresh.select(~bad)
-            accepted = passed if accepted is None else accepted.joined(passed)
-            following = self._candidates.take(accepted.index) if bad.any() else fresh.index[:0]
-            if not len(following):
-                break
-            fresh = self._build(following)
-        self.equations = fresh if accepted is None else accepted
-        self._require(len(self.equations))
-        if config.kernel_sum_clipping:
-            while self._reject(self._odd_kernel_sums()):
-                pass
-
-    def _odd_kernel_sums(self) -> BoolArray:
-        """Say whose kernel sum is off, given its error and the scatter of the half of the stars with small errors."""
-        sums, errors = self.equations.own_sum, self.equations.own_sum_error
-        good = errors <= np.median(errors)
-        centre = np.median(sums[good])
-        scatter = 1.4826 * np.median(np.abs(sums[good] - centre))
-        odd: BoolArray = np.abs(sums - centre) > self._config.max_ksum_sigma * np.hypot(errors, scatter)
-        return odd if len(sums) > 2 else np.zeros(len(sums), dtype=bool)
-
-    def _outside(self, mean: FloatArray, rms: FloatArray) -> BoolArray:
-        # Where the variance planes are too small for all stars alike, no star is to blame.
-        finite = rms[np.isfinite(rms)]
-        common = max(1.0, float(np.median(finite))) if finite.size else 1.0
-        outside: BoolArray = np.abs(mean) > self._config.candidate_residual_mean_max * common
-        outside |= ~(rms <= self._config.candidate_residual_std_max * common)
-        return outside
-
-    def _reject(self, bad: BoolArray) -> bool:
-        if not bad.any():
-            return False
-        self.rejected += self.equations.index[bad].tolist()
-        self.equations = self.equations.select(~bad)
-        self._require(len(self.equations))
-        return True
-
-    def _require(self, n: int) -> None:
-        if n < self._config.min_kernel_sources:
-            raise InsufficientKernelSources(n, self._config.min_kernel_sources)
-
-    def _orders(self) -> tuple[int, int]:
-        """Lower the orders where stars are few: half as many terms as stars."""
-        n = len(self.equations)
-        kernel, background = self._config.spatial_kernel_order, self._config.spatial_bg_order
-        while kernel > 0 and 2 * count_terms(kernel) > n:
-            kernel -= 1
-        while background > 0 and 2 * count_terms(background) > n:
-            background -= 1
-        return kernel, background
-
-    def _terms(self, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-        x, y = self.equations.x, self.equations.y
-        kernel_terms = spatial_terms(orders[0], self._box, x=x, y=y)
-        if not self._config.fit_for_background:
-            return kernel_terms, np.zeros((len(x), 0, 0))
-        side = 2 * self._candidates.geometry.fitted + 1
-        return kernel_terms, local_background_terms(orders[1], self._box, x=x, y=y, side=side)
-
-    def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
-        orders = self._orders()
-        kernel_terms, background_terms = self._terms(orders)
-        solution = solve_spatial(
-            self.equations,
-            kernel_terms,
-            background_terms,
-            basis=self._basis,
-            flux_ratio=self._flux_ratio,
-            correct_noise_bias=self._config.correct_noise_bias,
+def _choose_strength(
+    basis: KernelBasis,
+    roughness: FloatArray,
+    candidates: CandidateList,
+    stars: IntArray,
+    flux_ratio: float,
+    config: DeltaFunctionConfig,
+) -> float:
+    equations = build_equations(candidates, stars, basis, flux_ratio=flux_ratio, config=config)
+    strengths = scan_strengths(config)
+    n, flat = len(basis), basis.images.reshape(len(basis), -1)
+    risks = np.zeros(len(strengths))
+    for matrix, vector in zip(equations.matrix, equations.vector, strict=True):
+        kernel_matrix, kernel_vector = eliminate_background(matrix, vector, n)
+        risks += compute_risks(
+            kernel_matrix,
+            kernel_vector,
+            roughness=flat @ roughness @ flat.T / flux_ratio**2,
+            gram=basis.gram,
+            strengths=strengths,
+            max_condition_number=config.max_condition_number if config.lambda_type == "minimizeBiasedRisk" else np.inf,
         )
-        return solution, orders
+    return float(strengths[np.argmin(risks)])

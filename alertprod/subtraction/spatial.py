@@ -8,11 +8,12 @@ that light ends up: all of a star is convolved with the kernel at the star.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.polynomial import chebyshev
+from numpy.polynomial import chebyshev, polynomial
 
 from alertprod._typing import FloatArray, IntArray
 from alertprod.geometry.box import Box
 from alertprod.subtraction import _loops
+from alertprod.subtraction.config import SpatialModel
 
 
 def term_degrees(order: int) -> list[tuple[int, int]]:
@@ -33,11 +34,26 @@ def normalised_axes(box: Box, *, x: FloatArray | IntArray, y: FloatArray | IntAr
     return u, v
 
 
-def spatial_terms(order: int, box: Box, *, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Evaluate every term at points: float64, shape ``(n_points, n_terms)``."""
+def spatial_terms(
+    order: int, box: Box, *, x: FloatArray, y: FloatArray, model: SpatialModel = "chebyshev1"
+) -> FloatArray:
+    """Evaluate every term at points: float64, shape ``(n_points, n_terms)``.
+
+    A plain "polynomial" has powers of the same coordinates, from -1 to 1, in the place of Chebyshev polynomials.
+    """
     u, v = normalised_axes(box, x=np.atleast_1d(x), y=np.atleast_1d(y))
-    powers_u, powers_v = chebyshev.chebvander(u, order), chebyshev.chebvander(v, order)
+    vander = chebyshev.chebvander if model == "chebyshev1" else polynomial.polyvander
+    powers_u, powers_v = vander(u, order), vander(v, order)
     return np.stack([powers_u[:, i] * powers_v[:, j] for i, j in term_degrees(order)], axis=1)
+
+
+def chebyshev_from(model: SpatialModel, order: int) -> FloatArray:
+    """Return the matrix, ``(n_terms, n_terms)``, that makes Chebyshev coefficients of those of a model."""
+    if model == "chebyshev1":
+        return np.eye(count_terms(order))
+    axis = np.array([np.pad(chebyshev.poly2cheb(power), (0, order + 1))[: order + 1] for power in np.eye(order + 1)])
+    degrees = term_degrees(order)
+    return np.array([[axis[i, k] * axis[j, m] for i, j in degrees] for k, m in degrees])
 
 
 def evaluate_polynomial(coefficients: FloatArray, order: int, box: Box) -> FloatArray:

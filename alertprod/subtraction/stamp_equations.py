@@ -4,17 +4,20 @@ A solution's residuals on a star follow from a second such matrix, so that clipp
 again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.subtraction.basis import KernelBasis, convolve_stamps
 from alertprod.subtraction.candidates import CandidateList
-from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.config import MatchConfig
 
 _BATCH = 32
 """Stars whose design matrices are held at once: some tens of MB."""
+
+_BATCH_KERNELS = 1024
+"""The same for large bases, as stars times kernels."""
 
 _RATIO_STARS = 200
 """Stars whose median flux ratio is taken: the error of a median of 200 is a tenth of one star's."""
@@ -22,6 +25,8 @@ _RATIO_STARS = 200
 _RIDGE = 1e-12
 """Relative to a matrix of unit diagonal: below any information, above rounding."""
 
+OWN_RESULTS = ("own_sum", "own_sum_error", "own_mean", "own_rms", "own_coefficients", "own_covariance")
+"""The columns of `StampEquations` that tell of a star by itself."""
 
 N_LOCAL_BACKGROUND = 3
 """Columns of the background across a stamp: a constant and two slopes, or a sloping sky would pass for a shift."""
@@ -48,14 +53,25 @@ class StampEquations:
         ``(n, m, m)`` and ``(n, m)``: normal equations with the weights of the fit.
     noise
         ``(n,)``: the noise of the convolved image adds ``noise * basis.gram`` to `matrix`.
+    penalty
+        ``(n,)``: what a star adds of the basis's regularisation; 0 where there is none.
     test_matrix, test_vector, test_norm
         The same sums with each pixel's own variance, for the residuals in units of the noise.
-    mean_row, mean_target, n_pixels
-        Sums of the design and of the data over the noise, and the number of pixels.
+    mean_row, mean_target
+        Sums of the design and of the data over the noise.
+    n_pixels, n_tested
+        Number of pixels in the fit, and of those that the residuals are judged by.
     own_sum, own_sum_error
         The flux ratio that each star asks for by itself, and its error; NaN where it has no light to ask with.
     own_mean, own_rms
         Of the residuals that a kernel of its own leaves, in units of the noise.
+    own_coefficients
+        ``(n, m)``: that kernel, and the background with it.
+    own_covariance
+        ``(n, n_basis, n_basis)``: of its coefficients, what holds them counted as information; ``(n, 0, 0)`` where
+        `MatchConfig.calculate_kernel_uncertainty` does not ask for it.
+    own_condition
+        Condition number of `matrix`, scaled to unit diagonal; NaN where nobody asks for it.
     """
 
     index: IntArray
@@ -64,19 +80,28 @@ class StampEquations:
     matrix: FloatArray
     vector: FloatArray
     noise: FloatArray
+    penalty: FloatArray
     test_matrix: FloatArray
     test_vector: FloatArray
     test_norm: FloatArray
     mean_row: FloatArray
     mean_target: FloatArray
     n_pixels: FloatArray
+    n_tested: FloatArray
     own_sum: FloatArray
     own_sum_error: FloatArray
     own_mean: FloatArray
     own_rms: FloatArray
+    own_coefficients: FloatArray
+    own_covariance: FloatArray
+    own_condition: FloatArray
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def own_results(self) -> dict[str, FloatArray]:
+        """Return what each star asks for by itself, by column name."""
+        return {name: getattr(self, name) for name in OWN_RESULTS}
 
     def select(self, keep: BoolArray) -> "StampEquations":
         """Return the equations of some stars."""
@@ -90,8 +115,36 @@ class StampEquations:
         """Return mean and rms of each star's residuals in units of the noise, for coefficients ``(n, m)``."""
         quadratic = np.einsum("ni,nij,nj->n", coefficients, self.test_matrix, coefficients)
         chi2 = self.test_norm - 2.0 * np.einsum("ni,ni->n", coefficients, self.test_vector) + quadratic
-        mean = (self.mean_target - np.einsum("ni,ni->n", coefficients, self.mean_row)) / self.n_pixels
-        return mean, np.sqrt(np.maximum(chi2, 0.0) / self.n_pixels)
+        mean = (self.mean_target - np.einsum("ni,ni->n", coefficients, self.mean_row)) / self.n_tested
+        return mean, np.sqrt(np.maximum(chi2, 0.0) / self.n_tested)
+
+    def projected(
+        self, combinations: FloatArray, basis: KernelBasis, *, flux_ratio: float, config: MatchConfig
+    ) -> "StampEquations":
+        """Return the equations in another basis, `combinations` of this one's kernels, solved there; no pixel is needed.
+
+        Parameters
+        ----------
+        combinations
+            Shape ``(k, n_basis)``.
+        basis
+            The new basis, `KernelBasis.recombined` of the old one.
+        """
+        k, n_basis = combinations.shape
+        n_local = self.vector.shape[1] - n_basis
+        whole = np.zeros((k + n_local, n_basis + n_local))
+        whole[:k, :n_basis] = combinations
+        whole[k:, n_basis:] = np.eye(n_local)
+        equations = replace(
+            self,
+            matrix=whole @ self.matrix @ whole.T,
+            vector=self.vector @ whole.T,
+            test_matrix=whole @ self.test_matrix @ whole.T,
+            test_vector=self.test_vector @ whole.T,
+            mean_row=self.mean_row @ whole.T,
+        )
+        _solve_own(equations, basis, flux_ratio, config)
+        return equations
 
 
 def build_equations(
@@ -100,7 +153,7 @@ def build_equations(
     basis: KernelBasis,
     *,
     flux_ratio: float,
-    config: AlardLuptonConfig,
+    config: MatchConfig,
 ) -> StampEquations:
     """Convolve stars' stamps with the basis, once, and sum their normal equations.
 
@@ -109,10 +162,18 @@ def build_equations(
     flux_ratio
         Of the reference to the convolved image, about; see `estimate_flux_ratio`.
     """
-    parts = [
-        _build_batch(candidates, indices[start : start + _BATCH], basis, flux_ratio, config)
-        for start in range(0, len(indices), _BATCH)
-    ]
+    batch = max(1, min(_BATCH, _BATCH_KERNELS // len(basis)))
+    parts = []
+    for start in range(0, len(indices), batch):
+        stars = indices[start : start + batch]
+        power = np.full(len(stars), basis.first_power * flux_ratio**2)
+        part = _build_batch(candidates, stars, basis, flux_ratio, power, config)
+        if config.iterate_single_kernel:
+            own = part.own_coefficients[:, : len(basis)]
+            own_power = np.einsum("ni,ij,nj->n", own, basis.gram, own)
+            power = np.where(np.isfinite(own_power), own_power, power)
+            part = _build_batch(candidates, stars, basis, flux_ratio, power, config)
+        parts.append(part)
     return StampEquations(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in StampEquations.__slots__)
     )
@@ -123,8 +184,10 @@ def _build_batch(
     indices: IntArray,
     basis: KernelBasis,
     flux_ratio: float,
-    config: AlardLuptonConfig,
+    power: FloatArray,
+    config: MatchConfig,
 ) -> StampEquations:
+    """Sum one batch's equations; `power`, ``(n,)``, is the sum of squares of the kernel that spreads the noise."""
     source, source_variance, target, target_variance, good = candidates.extract(indices)
     n, side = len(indices), target.shape[1]
     n_pixels = good.sum(axis=(1, 2)).astype(float)
@@ -133,21 +196,25 @@ def _build_batch(
         local = np.broadcast_to(local_background(side), (n, N_LOCAL_BACKGROUND, side * side))
         design = np.concatenate([design, local], axis=1)
 
-    variance = target_variance + basis.first_power * flux_ratio**2 * source_variance
+    variance = target_variance + power[:, None, None] * source_variance
     if config.error_floor > 0:
         sky = np.median(np.where(good, target, np.nan)[:, :: side - 1, :], axis=(1, 2), keepdims=True)
         variance = variance + (config.error_floor * (target - np.nan_to_num(sky))) ** 2
     inverse = np.where(good, 1.0 / variance, 0.0).reshape(n, -1)
     data = target.reshape(n, -1)
-    sigma_inverse = np.sqrt(inverse)
     transposed = design.transpose(0, 2, 1)
+    followed = inverse
+    if config.use_core_stats:
+        inverse = inverse * _core(side, config.candidate_core_radius)
+    sigma_inverse = np.sqrt(inverse)
     tested = design * inverse[:, None, :]
     if config.constant_variance_weighting:
         median = np.array([np.median(v[g]) for v, g in zip(variance, good, strict=True)])
         weight = good.reshape(n, -1) / median[:, None]
         weighted = design * weight[:, None, :]
     else:
-        weight, weighted = inverse, tested
+        weight = followed
+        weighted = design * weight[:, None, :] if config.use_core_stats else tested
     nothing = np.full(n, np.nan)
     equations = StampEquations(
         index=indices,
@@ -156,46 +223,90 @@ def _build_batch(
         matrix=weighted @ transposed,
         vector=(weighted @ data[:, :, None])[:, :, 0],
         noise=(weight * source_variance.reshape(n, -1)).sum(axis=1),
+        penalty=np.zeros(n),
         test_matrix=tested @ transposed,
         test_vector=(tested @ data[:, :, None])[:, :, 0],
         test_norm=(inverse * data * data).sum(axis=1),
         mean_row=(design @ sigma_inverse[:, :, None])[:, :, 0],
         mean_target=(sigma_inverse * data).sum(axis=1),
         n_pixels=n_pixels,
+        n_tested=np.count_nonzero(inverse, axis=1).astype(float),
         own_sum=nothing,
         own_sum_error=nothing,
         own_mean=nothing,
         own_rms=nothing,
+        own_coefficients=np.full((n, design.shape[1]), np.nan),
+        own_covariance=np.zeros((n, 0, 0)),
+        own_condition=nothing,
     )
-    _solve_own(equations, basis, flux_ratio)
+    _solve_own(equations, basis, flux_ratio, config)
     return equations
 
 
-def _solve_own(equations: StampEquations, basis: KernelBasis, flux_ratio: float) -> None:
-    """Solve each star by itself and fill in the ``own_`` columns.
+def _core(side: int, radius: int) -> BoolArray:
+    """Return which pixels of a flattened stamp are its core, a square of half side `radius`."""
+    core = np.zeros((side, side), dtype=bool)
+    middle = side // 2
+    core[middle - radius : middle + radius + 1, middle - radius : middle + radius + 1] = True
+    return core.ravel()
+
+
+def _solve_own(equations: StampEquations, basis: KernelBasis, flux_ratio: float, config: MatchConfig) -> None:
+    """Solve each star by itself; fill in the ``own_`` columns and the penalties.
 
     Notes
     -----
     Residuals are those of a kernel of its own shape, which the noise of the convolved image, left in the matrix, keeps
-    near the leading shape. The kernel sum is asked for with the leading shape alone: a free shape leaves the wings
-    to the noise, and the sum with them.
+    near the leading shape, or that the basis's regularisation holds smooth. The kernel sum is asked for with the
+    leading shape alone: a free shape leaves the wings to the noise, and the sum with them.
     """
     n_basis = len(basis)
     matrix, vector = equations.matrix.copy(), equations.vector
-    matrix[:, 0, 0] -= equations.noise * basis.first_power
+    if config.check_condition_number:
+        equations.own_condition = _compute_conditions(matrix, config.condition_number_type)
+    if config.correct_noise_bias:
+        matrix[:, 0, 0] -= equations.noise * basis.first_power
     with_sky = np.r_[0, np.arange(n_basis, matrix.shape[1])]
     sums, errors = _solve_first(matrix[:, with_sky[:, None], with_sky], vector[:, with_sky])
-    matrix[:, 0, 1:n_basis] -= equations.noise[:, None] * basis.gram[0, 1:]
-    matrix[:, 1:n_basis, 0] = matrix[:, 0, 1:n_basis]
-    matrix[:, :n_basis, :n_basis] += basis.compute_prior(flux_ratio)
+    if config.correct_noise_bias:
+        matrix[:, 0, 1:n_basis] -= equations.noise[:, None] * (
+            basis.images[1:].reshape(n_basis - 1, -1) @ basis.images[0].ravel()
+        )
+        matrix[:, 1:n_basis, 0] = matrix[:, 0, 1:n_basis]
+    if basis.regularization is not None:
+        equations.penalty = basis.regularization.compute_strengths(equations.matrix[:, :n_basis, :n_basis])
+        matrix[:, :n_basis, :n_basis] += equations.penalty[:, None, None] * basis.regularization.matrix
+    elif config.use_prior:
+        matrix[:, :n_basis, :n_basis] += basis.compute_prior(flux_ratio)
     usable = np.isfinite(sums)
     coefficients = np.full(vector.shape, np.nan)
+    if config.calculate_kernel_uncertainty:
+        equations.own_covariance = np.full((len(vector), n_basis, n_basis), np.nan)
     if usable.any():
         scale = np.sqrt(np.maximum(np.einsum("nii->ni", matrix[usable]), np.finfo(float).tiny))
         scaled = matrix[usable] / (scale[:, :, None] * scale[:, None, :]) + _RIDGE * np.eye(matrix.shape[1])
         coefficients[usable] = np.linalg.solve(scaled, (vector[usable] / scale)[:, :, None])[:, :, 0] / scale
+        if config.calculate_kernel_uncertainty:
+            inverse = np.linalg.inv(scaled) / (scale[:, :, None] * scale[:, None, :])
+            equations.own_covariance[usable] = inverse[:, :n_basis, :n_basis]
     equations.own_sum, equations.own_sum_error = sums, errors
+    equations.own_coefficients = coefficients
     equations.own_mean, equations.own_rms = equations.measure_residuals(coefficients)
+
+
+def _compute_conditions(matrix: FloatArray, kind: str) -> FloatArray:
+    """Return the condition number of each matrix, scaled to unit diagonal; infinite where it has none."""
+    diagonal = np.einsum("nii->ni", matrix)
+    usable = np.all((diagonal > 0) & np.isfinite(diagonal), axis=1)
+    scale = np.sqrt(diagonal[usable])
+    scaled = matrix[usable] / (scale[:, :, None] * scale[:, None, :])
+    values = np.linalg.eigvalsh(scaled)
+    if kind == "SVD":
+        values = np.sort(np.abs(values), axis=1)
+    conditions = np.full(len(matrix), np.inf)
+    smallest = np.maximum(values[:, 0], 0.0)
+    conditions[usable] = np.divide(values[:, -1], smallest, out=np.full(len(smallest), np.inf), where=smallest > 0)
+    return conditions
 
 
 def _solve_first(matrix: FloatArray, vector: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -1,0 +1,254 @@
+"""The loop that finds the stars a kernel can be fitted on: own kernels, kernel sums, spatial fit, each rejecting some.
+
+Rejected stars let others of their cell move up. Where the basis is reduced (degrees chosen, principal components) the
+stamps' equations are kept in the whole basis too, so that a new star changes the reduction.
+"""
+
+import numpy as np
+
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.errors import BadSubtraction, InsufficientKernelSources
+from alertprod.geometry.box import Box
+from alertprod.subtraction.basis import KernelBasis
+from alertprod.subtraction.basis_choice import choose_degrees
+from alertprod.subtraction.candidates import CandidateList
+from alertprod.subtraction.config import AlardLuptonConfig, MatchConfig
+from alertprod.subtraction.kernel_solution import SpatialSolution, local_background_terms, solve_spatial
+from alertprod.subtraction.pca import find_principal_kernels
+from alertprod.subtraction.spatial import count_terms, spatial_terms
+from alertprod.subtraction.stamp_equations import StampEquations, build_equations
+
+_PLAUSIBLE_SUM = 2.0
+"""A star's own kernel takes part in the components where its sum is within this factor of the median star's: what is
+divided by a sum near zero is not a shape."""
+
+
+class KernelClipping:
+    """Chooses stars and solves, round by round.
+
+    Parameters
+    ----------
+    candidates
+        The stars.
+    basis
+        What their stamps are convolved with.
+    first
+        The stars to begin with, as `CandidateList.take` gives them.
+    flux_ratio
+        See `build_equations`.
+
+    Attributes
+    ----------
+    equations
+        Of the stars now in use, in `basis`.
+    basis
+        The one given, or what it was reduced to.
+    degrees
+        Of the Gaussians, where they were chosen by `choose_degrees`.
+    rejected
+        Why stars were thrown out, by index.
+    """
+
+    equations: StampEquations
+    basis: KernelBasis
+
+    def __init__(
+        self,
+        candidates: CandidateList,
+        basis: KernelBasis,
+        *,
+        first: IntArray,
+        flux_ratio: float,
+        box: Box,
+        config: MatchConfig,
+    ) -> None:
+        self._candidates, self._whole_basis, self._box, self._config = candidates, basis, box, config
+        self._flux_ratio = flux_ratio
+        self.rejected: dict[int, str] = {}
+        self.degrees: tuple[int, ...] | None = None
+        self._kept: BoolArray | None = None
+        self._forgotten: list[tuple[IntArray, dict[str, FloatArray]]] = []
+        self._require(len(first))
+        # Of the stars in use, in the whole basis.
+        self._built = self._build(first)
+
+    def run(self) -> tuple[SpatialSolution, tuple[int, int]]:
+        """Return the solution, and the orders of kernel and background that the stars bear."""
+        config = self._config
+        self._clip_single(self._built)
+        for _ in range(config.max_spatial_iterations):
+            solution, orders = self._solve()
+            if not config.spatial_kernel_clipping:
+                return solution, orders
+            mean, rms = self.measure(solution, orders)
+            if not self._reject(self._outside(mean, rms), "spatial residuals"):
+                return solution, orders
+            fresh = self._candidates.take(self._built.index)
+            if len(fresh):
+                self._clip_single(self._build(fresh), known=self._built)
+            elif config.use_pca_for_spatial_kernel:
+                self._reduce()
+        return self._solve()
+
+    def measure(self, solution: SpatialSolution, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+        """Return mean and rms of the used stars' residuals, in units of the noise."""
+        kernel_terms, background_terms = self._terms(orders)
+        return self.equations.measure_residuals(solution.evaluate(kernel_terms, background_terms))
+
+    def own_results(self) -> list[tuple[IntArray, dict[str, FloatArray]]]:
+        """Return the own results of every star that was solved for, with its index; kernels in the whole basis."""
+        return [*self._forgotten, (self._built.index, self._built.own_results())]
+
+    def _build(self, indices: IntArray) -> StampEquations:
+        return build_equations(
+            self._candidates, indices, self._whole_basis, flux_ratio=self._flux_ratio, config=self._config
+        )
+
+    def _clip_single(self, fresh: StampEquations, known: StampEquations | None = None) -> None:
+        """Judge fresh stars by their own kernels, let others move up in their cells, then judge the kernel sums."""
+        accepted = known
+        while len(fresh):
+            bad = self._judge(fresh)
+            passed = fresh.select(~bad)
+            accepted = passed if accepted is None else accepted.joined(passed)
+            following = self._candidates.take(accepted.index) if bad.any() else fresh.index[:0]
+            if not len(following):
+                break
+            fresh = self._build(following)
+        self._built = self.equations = fresh if accepted is None else accepted
+        self.basis = self._whole_basis
+        self._require(len(self._built))
+        self._clip_sums()
+        self._reduce()
+
+    def _judge(self, fresh: StampEquations) -> BoolArray:
+        """Say which stars their own kernels tell against, and remember why."""
+        config = self._config
+        bad = ~np.isfinite(fresh.own_sum)
+        if config.single_kernel_clipping:
+            bad |= self._outside(fresh.own_mean, fresh.own_rms)
+        reasons = np.where(bad, "own residuals", "")
+        if config.check_condition_number:
+            ill = ~(fresh.own_condition <= config.max_condition_number)
+            reasons = np.where(ill, "condition number", reasons)
+            bad |= ill
+        for row in np.flatnonzero(bad):
+            self._forget(fresh, int(row), str(reasons[row]))
+        return bad
+
+    def _clip_sums(self) -> None:
+        if self._config.kernel_sum_clipping:
+            while self._reject(self._odd_kernel_sums(), "kernel sum"):
+                pass
+
+    def _reduce(self) -> None:
+        """Bring the equations to the basis that the stars bear, and reject those that it does not suit."""
+        config = self._config
+        if isinstance(config, AlardLuptonConfig) and config.use_bic_for_kernel_basis and self._kept is None:
+            self.degrees, self._kept = choose_degrees(self._built, config.alard_deg_gauss)
+        if self._kept is None and not config.use_pca_for_spatial_kernel:
+            return
+        while True:
+            self.basis, self.equations = self._whole_basis, self._built
+            if self._kept is not None:
+                self._project(np.eye(len(self._whole_basis))[self._kept])
+            if config.use_pca_for_spatial_kernel:
+                self._project(self._find_principal())
+            bad = np.zeros(len(self.equations), dtype=bool)
+            if config.single_kernel_clipping:
+                bad = self._outside(self.equations.own_mean, self.equations.own_rms)
+            if not self._reject(bad, "own residuals"):
+                return
+
+    def _project(self, combinations: FloatArray) -> None:
+        self.basis = self.basis.recombined(combinations)
+        self.equations = self.equations.projected(
+            combinations, self.basis, flux_ratio=self._flux_ratio, config=self._config
+        )
+
+    def _find_principal(self) -> FloatArray:
+        sums, errors = self.equations.own_coefficients[:, 0], self.equations.own_sum_error
+        typical = float(np.median(self.equations.own_sum))
+        # Every star of the better half counts alike, so that a few bright ones do not make the components.
+        weights = np.minimum(1.0, (np.median(errors) / errors) ** 2)
+        plausible = (sums > typical / _PLAUSIBLE_SUM) & (sums < typical * _PLAUSIBLE_SUM)
+        if not plausible.any():
+            raise BadSubtraction("median kernel sum of the stars", float(np.median(sums)), 0.0)
+        return find_principal_kernels(
+            self.basis,
+            self.equations.own_coefficients[plausible, : len(self.basis)],
+            weights=weights[plausible],
+            n_components=self._config.num_principal_components,
+            subtract_mean=self._config.subtract_mean_for_pca,
+        )
+
+    def _odd_kernel_sums(self) -> BoolArray:
+        """Say whose kernel sum is off, given its error and the scatter of the half of the stars with small errors."""
+        sums, errors = self.equations.own_sum, self.equations.own_sum_error
+        good = errors <= np.median(errors)
+        centre = np.median(sums[good])
+        scatter = 1.4826 * np.median(np.abs(sums[good] - centre))
+        odd: BoolArray = np.abs(sums - centre) > self._config.max_ksum_sigma * np.hypot(errors, scatter)
+        return odd if len(sums) > 2 else np.zeros(len(sums), dtype=bool)
+
+    def _outside(self, mean: FloatArray, rms: FloatArray) -> BoolArray:
+        # Where the variance planes are too small for all stars alike, no star is to blame.
+        finite = rms[np.isfinite(rms)]
+        common = max(1.0, float(np.median(finite))) if finite.size else 1.0
+        outside: BoolArray = np.abs(mean) > self._config.candidate_residual_mean_max * common
+        outside |= ~(rms <= self._config.candidate_residual_std_max * common)
+        return outside
+
+    def _reject(self, bad: BoolArray, reason: str) -> bool:
+        if not bad.any():
+            return False
+        for row in np.flatnonzero(bad):
+            self._forget(self._built, int(row), reason)
+        same = self.equations is self._built
+        self._built = self._built.select(~bad)
+        self.equations = self._built if same else self.equations.select(~bad)
+        self._require(len(self.equations))
+        return True
+
+    def _forget(self, equations: StampEquations, row: int, reason: str) -> None:
+        row_alone = slice(row, row + 1)
+        self.rejected[int(equations.index[row])] = reason
+        own = {name: values[row_alone].copy() for name, values in equations.own_results().items()}
+        self._forgotten.append((equations.index[row_alone], own))
+
+    def _require(self, n: int) -> None:
+        if n < self._config.min_kernel_sources:
+            raise InsufficientKernelSources(n, self._config.min_kernel_sources)
+
+    def _orders(self) -> tuple[int, int]:
+        """Lower the orders where stars are few: half as many terms as stars."""
+        n = len(self.equations)
+        kernel, background = self._config.spatial_kernel_order, self._config.spatial_bg_order
+        while kernel > 0 and 2 * count_terms(kernel) > n:
+            kernel -= 1
+        while background > 0 and 2 * count_terms(background) > n:
+            background -= 1
+        return kernel, background
+
+    def _terms(self, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+        x, y = self.equations.x, self.equations.y
+        model = self._config.spatial_model_type
+        kernel_terms = spatial_terms(orders[0], self._box, x=x, y=y, model=model)
+        if not self._config.fit_for_background:
+            return kernel_terms, np.zeros((len(x), 0, 0))
+        side = 2 * self._candidates.geometry.fitted + 1
+        return kernel_terms, local_background_terms(orders[1], self._box, x=x, y=y, side=side, model=model)
+
+    def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
+        orders = self._orders()
+        kernel_terms, background_terms = self._terms(orders)
+        solution = solve_spatial(
+            self.equations,
+            kernel_terms,
+            background_terms,
+            basis=self.basis,
+            flux_ratio=self._flux_ratio,
+            correct_noise_bias=self._config.correct_noise_bias,
+            use_prior=self._config.use_prior,
+        )
+        return solution, orders
