@@ -60,4 +60,6 @@ def _read_rubin_calibration(file: FitsFile, cards: HeaderCards) -> tuple[PhotoCa
             chosen &= np.char.strip(np.asarray(entries["name"]).astype(str)) == "PhotoCalib"
         entry = entries[int(np.flatnonzero(chosen)[0])]
         table = file.hdus[first + int(entry["cat.archive"])].data
-        return PhotoCalib(float(table["calibrationMean"][int(entry["row0"])])), "archived PhotoCalib, mean"
+        row = table[int(entry["row0"])]
+        error = float(row["calibrationErr"]) if "calibrationErr" in table.names else None
+        return PhotoCalib(float(row["calibrationMean"]), njy_per_count_err=error), "archived PhotoCalib, mean"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from alertprod._typing import FloatArray, IntArray
 from alertprod.geometry.box import Box
 from alertprod.geometry.wcs import SkyWcs
+from alertprod.images.ap_corr import ApCorrMap
 from alertprod.images.masked_image import MaskedImage
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.psf.model import PointSpreadFunction
@@ -54,7 +55,7 @@ class Exposure:
     """Pixels, world coordinates, point spread function and calibration of one detector.
 
     Pixel values are in image units; `photo_calib` takes them to nJy. `wcs` and `psf` are None where
-    a file has none and nobody has supplied one yet.
+    a file has none and nobody has supplied one yet; `ap_corr_map` where fluxes need no aperture correction.
     """
 
     masked_image: MaskedImage
@@ -62,6 +63,7 @@ class Exposure:
     psf: PointSpreadFunction | None = None
     photo_calib: PhotoCalib = field(default_factory=PhotoCalib)
     info: ExposureInfo = field(default_factory=ExposureInfo)
+    ap_corr_map: ApCorrMap | None = None
 
     @property
     def image(self) -> FloatArray:
@@ -89,5 +91,5 @@ class Exposure:
         return self.masked_image.box
 
     def copy(self) -> "Exposure":
-        """Return an exposure with fresh planes; `wcs`, `psf` and `photo_calib` are immutable and shared."""
+        """Return an exposure with fresh planes and info; what describes them is immutable and shared."""
         return replace(self, masked_image=self.masked_image.copy(), info=replace(self.info))

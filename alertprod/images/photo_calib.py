@@ -18,10 +18,13 @@ class PhotoCalib:
         nJy of one image unit (count, electron, nJy itself: 1.0). Positive and finite.
     is_nominal
         Nobody measured it: the zero point is a stand-in, and headers, summaries and alerts say so.
+    njy_per_count_err
+        Standard error of the scale; None where nobody says.
     """
 
     njy_per_count: float = 1.0
     is_nominal: bool = False
+    njy_per_count_err: float | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.njy_per_count) and self.njy_per_count > 0):

@@ -1,18 +1,18 @@
 """The compiled dipole fit: one source, up to three images, Levenberg-Marquardt.
 
-Kept apart from `_loops` because it is the one fit of several images at once. Parameters, in order: flux, x and y
-of the positive lobe, x and y of the negative, then a plane (level, slope in x, slope in y) under the science and
-one under the template image. With the difference alone only the first five.
+Parameters, in order: flux of the positive lobe, x and y of the positive lobe, x and y of the negative, by how much
+the flux of the negative lobe is larger, then a plane (level, slope in x, slope in y) under the science and one under
+the template image. With the difference alone only the first six.
 """
 
 import numpy as np
 from numba import njit
 
-from alertprod._typing import BoolArray, FloatArray
-from alertprod.measurement._loops import differentiate, shift_image
+from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.measurement._fit_loops import differentiate, shift_image, solve_damped
 
-N_STAR = 5
-N_ALL = 11
+N_STAR = 6
+N_ALL = 12
 
 
 @njit(cache=True, nogil=True)
@@ -31,23 +31,24 @@ def _draw(
 
 @njit(cache=True, nogil=True)
 def _gradient(
-    which: int, star: FloatArray, j: int, k: int, flux: float, plane_x: float, plane_y: float, gradient: FloatArray
+    which: int, star: FloatArray, j: int, k: int, p: FloatArray, plane_x: float, plane_y: float, gradient: FloatArray
 ) -> None:
-    """Fill the model's derivatives at one pixel of the difference (0), science (1) or template (2)."""
+    """Fill the derivatives of the model at `p` at one pixel of the difference (0), science (1) or template (2)."""
     gradient[:] = 0.0
     if which != 2:
         gradient[0] += star[0, 0, j, k]
-        gradient[1] = flux * star[0, 1, j, k]
-        gradient[2] = flux * star[0, 2, j, k]
+        gradient[1] = p[0] * star[0, 1, j, k]
+        gradient[2] = p[0] * star[0, 2, j, k]
     if which != 1:
         s = -1.0 if which == 0 else 1.0
         gradient[0] += s * star[1, 0, j, k]
-        gradient[3] = s * flux * star[1, 1, j, k]
-        gradient[4] = s * flux * star[1, 2, j, k]
+        gradient[3] = s * (p[0] + p[5]) * star[1, 1, j, k]
+        gradient[4] = s * (p[0] + p[5]) * star[1, 2, j, k]
+        gradient[5] = s * star[1, 0, j, k]
     if which == 1:
-        gradient[5], gradient[6], gradient[7] = 1.0, plane_x, plane_y
+        gradient[6], gradient[7], gradient[8] = 1.0, plane_x, plane_y
     elif which == 2:
-        gradient[8], gradient[9], gradient[10] = 1.0, plane_x, plane_y
+        gradient[9], gradient[10], gradient[11] = 1.0, plane_x, plane_y
 
 
 @njit(cache=True, nogil=True)
@@ -77,12 +78,12 @@ def _assemble(
                 if not usable[i, j, k]:
                     continue
                 px, py = k - 0.5 * (columns - 1), j - 0.5 * (rows - 1)
-                _gradient(i, stars[i], j, k, p[0], px, py, gradient)
-                model = p[0] * gradient[0]
+                _gradient(i, stars[i], j, k, p, px, py, gradient)
+                model = p[0] * gradient[0] + p[5] * gradient[5]
                 if i == 1:
-                    model += p[5] + p[6] * px + p[7] * py
+                    model += p[6] + p[7] * px + p[8] * py
                 elif i == 2:
-                    model += p[8] + p[9] * px + p[10] * py
+                    model += p[9] + p[10] * px + p[11] * py
                 w = weights[i] / variances[i, j, k]
                 r = values[i, j, k] - model
                 chi2 += w * r * r
@@ -98,43 +99,6 @@ def _assemble(
 
 
 @njit(cache=True, nogil=True)
-def _solve(a: FloatArray, b: FloatArray, damping: float, free: BoolArray) -> tuple[bool, FloatArray]:
-    """Solve the damped system for the free parameters; zeros for the rest and on a singular matrix."""
-    n = a.shape[0]
-    step = np.zeros(n)
-    lower = np.zeros((n, n))
-    for i in range(n):
-        if not free[i]:
-            lower[i, i] = 1.0
-            continue
-        for j in range(i + 1):
-            total = a[i, j] if free[j] else 0.0
-            if i == j:
-                total *= 1.0 + damping
-            for k in range(j):
-                total -= lower[i, k] * lower[j, k]
-            if i == j:
-                if not total > 1e-12 * a[i, i]:
-                    return False, step
-                lower[i, i] = np.sqrt(total)
-            elif free[j]:
-                lower[i, j] = total / lower[j, j]
-    for i in range(n):
-        if free[i]:
-            total = b[i]
-            for k in range(i):
-                total -= lower[i, k] * step[k]
-            step[i] = total / lower[i, i]
-    for i in range(n - 1, -1, -1):
-        if free[i]:
-            total = step[i]
-            for k in range(i + 1, n):
-                total -= lower[k, i] * step[k]
-            step[i] = total / lower[i, i]
-    return True, step
-
-
-@njit(cache=True, nogil=True)
 def fit_dipole(
     values: FloatArray,
     variances: FloatArray,
@@ -144,12 +108,14 @@ def fit_dipole(
     start: FloatArray,
     max_shift: float,
     max_iterations: int,
+    fitted: BoolArray,
 ) -> tuple[bool, FloatArray, FloatArray, float, int, float, FloatArray]:
     """Fit one dipole.
 
     `values`, `variances`, `usable`: (1 or 3, rows, columns), difference first, then science and template;
     `kernels`: (1 or 3, size, size), centred PSF images; `weights` multiply inverse variances; `start`: x and y of
     the positive and negative lobe in the box's pixels, from which they may move by `max_shift` along each axis.
+    `fitted` (12,) says which parameters are free; the others stay zero.
 
     Returns ok, the parameters, their covariance, chi squared of the difference and its number of pixels, the
     signal-to-noise of the model on the difference, and the lobes' fluxes fitted apart on the difference
@@ -165,22 +131,22 @@ def fit_dipole(
     scratch = np.zeros((kernels.shape[1], columns))
     covariance = np.full((n, n), np.nan)
     lobes = np.full(3, np.nan)
-    free = np.ones(n, dtype=np.bool_)
+    free = fitted[:n].copy()
+    # Fluxes and planes are linear: solve for them at the starting positions.
     free[1:5] = False
-    # Flux and planes are linear: solve for them at the starting positions.
     chi2 = _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a, b)
-    solved, step = _solve(a, b, 0.0, free)
-    if not solved or not step[0] > 0.0:
+    solved, step = solve_damped(a, b, 0.0, free)
+    if not solved or not (step[0] > 0.0 and step[0] + step[5] > 0.0):
         return False, p, covariance, np.nan, 0, np.nan, lobes
     for m in range(n):
         p[m] += step[m]
-    free[:] = True
+    free[1:5] = True
     chi2 = _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a, b)
     damping = 1e-3
     converged = False
     trial = p.copy()
     for _ in range(max_iterations):
-        solved, step = _solve(a, b, damping, free)
+        solved, step = solve_damped(a, b, damping, free)
         if not solved:
             damping *= 10.0
             if damping > 1e8:
@@ -192,11 +158,13 @@ def fit_dipole(
             trial[m + 1] = min(max(trial[m + 1], start[m] - max_shift), start[m] + max_shift)
         if not trial[0] > 0.0:
             trial[0] = 0.1 * p[0]
+        if not trial[0] + trial[5] > 0.0:
+            trial[5] = 0.1 * (p[0] + p[5]) - trial[0]
         trial_chi2 = _assemble(values, variances, usable, kernels, weights, trial, stars, scratch, trial_a, trial_b)
         moved = 0.0
         for m in range(1, 5):
             moved = max(moved, abs(trial[m] - p[m]))
-        small = moved < 1e-4 and abs(trial[0] - p[0]) < 1e-5 * p[0]
+        small = moved < 1e-4 and abs(trial[0] - p[0]) + abs(trial[5] - p[5]) < 1e-5 * p[0]
         if trial_chi2 <= chi2:
             p[:] = trial
             chi2 = trial_chi2
@@ -212,7 +180,7 @@ def fit_dipole(
     for m in range(n):
         unit = np.zeros(n)
         unit[m] = 1.0
-        solved, column = _solve(a, unit, 0.0, free)
+        solved, column = solve_damped(a, unit, 0.0, free)
         if not solved:
             return False, p, covariance, np.nan, 0, np.nan, lobes
         covariance[:, m] = column
@@ -225,7 +193,7 @@ def fit_dipole(
             if usable[0, j, k]:
                 plus, minus = stars[0, 0, 0, j, k], stars[0, 1, 0, j, k]
                 d, v = values[0, j, k], variances[0, j, k]
-                model = p[0] * (plus - minus)
+                model = p[0] * plus - (p[0] + p[5]) * minus
                 diff_chi2 += (d - model) ** 2 / v
                 power += model * model / v
                 n_data += 1
@@ -266,7 +234,7 @@ def _sandwich(
             for i in range(3):
                 gradients[i, :] = 0.0
                 if usable[i, j, k]:
-                    _gradient(i, stars[i], j, k, p[0], px, py, gradients[i])
+                    _gradient(i, stars[i], j, k, p, px, py, gradients[i])
                     for m in range(n):
                         gradients[i, m] *= weights[i] / variances[i, j, k]
             vd, vs, vt = variances[0, j, k], variances[1, j, k], variances[2, j, k]
@@ -284,3 +252,28 @@ def _sandwich(
         for q in range(m):
             noise[q, m] = noise[m, q]
     return inverse @ noise @ inverse
+
+
+@njit(cache=True, nogil=True)
+def sum_signs(
+    image: FloatArray,
+    variance: FloatArray,
+    mask: IntArray,
+    bad_bits: int,
+    pixel_offsets: IntArray,
+    pixels: IntArray,
+    flux: FloatArray,
+    noise: FloatArray,
+    n_pixels: IntArray,
+) -> None:
+    """Sum each footprint's usable pixels at or above zero (element 0) and below (element 1), with their variances."""
+    nx = image.shape[1]
+    for i in range(pixel_offsets.size - 1):
+        for p in range(pixel_offsets[i], pixel_offsets[i + 1]):
+            row, column = pixels[p] // nx, pixels[p] % nx
+            d, v = image[row, column], variance[row, column]
+            if (mask[row, column] & bad_bits) == 0 and 0.0 < v < np.inf and -np.inf < d < np.inf:
+                k = 0 if d >= 0.0 else 1
+                flux[i, k] += d
+                noise[i, k] += v
+                n_pixels[i, k] += 1

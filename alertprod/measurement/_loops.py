@@ -9,12 +9,6 @@ from numba import njit
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 
-_N_SIDE = 5
-"""Samples on each side that a shifted PSF is interpolated from: good to 2e-4 of the peak at 4.2 pixels FWHM."""
-
-_DERIVATIVE = np.array([5 / 6, -5 / 21, 5 / 84, -5 / 504, 1 / 1260])
-"""Central differences of tenth order: PSFs are barely sampled, lower orders would smooth their slopes."""
-
 
 @njit(cache=True, nogil=True)
 def cut_stamps(
@@ -57,24 +51,30 @@ def fit_psf_fluxes(
     flux: FloatArray,
     flux_err: FloatArray,
     chi2: FloatArray,
+    area: FloatArray,
     n_data: IntArray,
 ) -> None:
-    """Fluxes ``sum(P d) / sum(P^2)`` over usable pixels, with errors from the variances; NaN where there are none."""
+    """Fluxes ``sum(P d) / sum(P^2)`` over usable pixels, with errors from the variances; NaN where there are none.
+
+    `area` is ``sum(P)^2 / sum(P^2)``.
+    """
     n, size, _ = values.shape
     for i in range(n):
-        pd, pp, ppv, count = 0.0, 0.0, 0.0, 0
+        total_p, pd, pp, ppv, count = 0.0, 0.0, 0.0, 0.0, 0
         for j in range(size):
             for k in range(size):
                 if usable[i, j, k]:
                     p = psf[i, j, k]
+                    total_p += p
                     pd += p * values[i, j, k]
                     pp += p * p
                     ppv += p * p * variances[i, j, k]
                     count += 1
         n_data[i] = count
         if not pp > 0.0:
-            flux[i] = flux_err[i] = chi2[i] = np.nan
+            flux[i] = flux_err[i] = chi2[i] = area[i] = np.nan
             continue
+        area[i] = total_p * total_p / pp
         flux[i] = pd / pp
         flux_err[i] = np.sqrt(ppv) / pp
         total = 0.0
@@ -87,194 +87,49 @@ def fit_psf_fluxes(
 
 
 @njit(cache=True, nogil=True)
-def _lagrange_weights(offset: float, weights: FloatArray) -> None:
-    """Weights of the samples at 1 - m ... m for the value at `offset` in [0, 1): exact for polynomials."""
-    m = _N_SIDE
-    for k in range(2 * m):
-        weight = 1.0
-        for other in range(2 * m):
-            if other != k:
-                weight *= (offset - (other - m + 1)) / (k - other)
-        weights[k] = weight
-
-
-@njit(cache=True, nogil=True)
-def shift_image(image: FloatArray, dx: float, dy: float, shifted: FloatArray, scratch: FloatArray) -> None:
-    """Draw `image` moved by (dx, dy) on the pixels of `shifted`, middles aligned; zero outside `image`.
-
-    Lagrange interpolation along each axis. `scratch` has shape (rows of image, columns of shifted).
-    """
-    m = _N_SIDE
-    rows, columns = image.shape
-    out_rows, out_columns = shifted.shape
-    weights = np.empty(2 * m)
-    base = np.floor(-dx)
-    _lagrange_weights(-dx - base, weights)
-    first = int(base) - m + 1 + columns // 2 - out_columns // 2
-    for j in range(rows):
-        for k in range(out_columns):
-            total = 0.0
-            for t in range(2 * m):
-                source = k + first + t
-                if 0 <= source < columns:
-                    total += weights[t] * image[j, source]
-            scratch[j, k] = total
-    base = np.floor(-dy)
-    _lagrange_weights(-dy - base, weights)
-    first = int(base) - m + 1 + rows // 2 - out_rows // 2
-    for j in range(out_rows):
-        for k in range(out_columns):
-            shifted[j, k] = 0.0
-        for t in range(2 * m):
-            source = j + first + t
-            if 0 <= source < rows:
-                w = weights[t]
-                for k in range(out_columns):
-                    shifted[j, k] += w * scratch[source, k]
-
-
-@njit(cache=True, nogil=True)
-def differentiate(image: FloatArray, d_dx: FloatArray, d_dy: FloatArray) -> None:
-    """Differentiate along columns and rows by central differences; zero beyond the edges."""
-    rows, columns = image.shape
-    for j in range(rows):
-        for k in range(columns):
-            gx, gy = 0.0, 0.0
-            for t in range(1, _DERIVATIVE.size + 1):
-                c = _DERIVATIVE[t - 1]
-                right = image[j, k + t] if k + t < columns else 0.0
-                left = image[j, k - t] if k - t >= 0 else 0.0
-                up = image[j + t, k] if j + t < rows else 0.0
-                down = image[j - t, k] if j - t >= 0 else 0.0
-                gx += c * (right - left)
-                gy += c * (up - down)
-            d_dx[j, k] = gx
-            d_dy[j, k] = gy
-
-
-@njit(cache=True, nogil=True)
-def newton_step(
-    values: FloatArray, variances: FloatArray, usable: BoolArray, psf: FloatArray, d_dx: FloatArray, d_dy: FloatArray
-) -> tuple[bool, float, float, float, float, float, float]:
-    """One weighted Gauss-Newton step for flux and position of a star drawn as `psf`.
-
-    Returns ok, flux, step in x, step in y, and the covariance (xx, yy, xy) of the position. Weights are inverse
-    variances.
-    """
-    a00 = a01 = a02 = a11 = a12 = a22 = b0 = b1 = b2 = 0.0
-    rows, columns = values.shape
-    for j in range(rows):
-        for k in range(columns):
-            if usable[j, k]:
-                w = 1.0 / variances[j, k]
-                p, gx, gy, d = psf[j, k], -d_dx[j, k], -d_dy[j, k], values[j, k]
-                a00 += w * p * p
-                a01 += w * p * gx
-                a02 += w * p * gy
-                a11 += w * gx * gx
-                a12 += w * gx * gy
-                a22 += w * gy * gy
-                b0 += w * p * d
-                b1 += w * gx * d
-                b2 += w * gy * d
-    # Linear in (f, f dx, f dy): the three-by-three system by cofactors.
-    c00 = a11 * a22 - a12 * a12
-    c01 = a02 * a12 - a01 * a22
-    c02 = a01 * a12 - a02 * a11
-    c11 = a00 * a22 - a02 * a02
-    c12 = a01 * a02 - a00 * a12
-    c22 = a00 * a11 - a01 * a01
-    determinant = a00 * c00 + a01 * c01 + a02 * c02
-    if not determinant > 1e-10 * a00 * a11 * a22:
-        return False, 0.0, 0.0, 0.0, np.nan, np.nan, np.nan
-    f = (c00 * b0 + c01 * b1 + c02 * b2) / determinant
-    fx = (c01 * b0 + c11 * b1 + c12 * b2) / determinant
-    fy = (c02 * b0 + c12 * b1 + c22 * b2) / determinant
-    if f == 0.0:
-        return False, 0.0, 0.0, 0.0, np.nan, np.nan, np.nan
-    f2 = determinant * f * f
-    return True, f, fx / f, fy / f, c11 / f2, c22 / f2, c12 / f2
-
-
-@njit(cache=True, nogil=True)
-def fit_centroids(
+def fit_peak_likelihoods(
     values: FloatArray,
     variances: FloatArray,
     usable: BoolArray,
     kernels: FloatArray,
     dx: FloatArray,
     dy: FloatArray,
-    sign: FloatArray,
-    radius: float,
-    max_iterations: int,
-    tolerance: float,
-    converged: BoolArray,
+    flux: FloatArray,
+    flux_err: FloatArray,
 ) -> None:
-    """Newton steps from (dx, dy), in place, with `kernels` (centred PSF images) moved by interpolation.
+    """Point-source flux at (dx, dy) from those of the 3 x 3 whole pixels about the middle, by a parabola along each axis.
 
-    Only pixels within `radius` of the start count: a neighbour's wings would pull. `sign` is the flux's.
+    `kernels` are PSF images centred on a whole pixel. NaN where one of the nine has no usable pixel.
     """
     n, size, _ = values.shape
-    half = size // 2
-    psf = np.empty((size, size))
-    scratch = np.empty((size, size))
-    d_dx = np.empty((size, size))
-    d_dy = np.empty((size, size))
-    near = np.empty((size, size), dtype=np.bool_)
+    estimate, weights = np.empty((3, 3)), np.empty((3, 3))
     for i in range(n):
-        converged[i] = False
-        x0, y0 = dx[i], dy[i]
-        for j in range(size):
-            for k in range(size):
-                r2 = (k - half - x0) ** 2 + (j - half - y0) ** 2
-                near[j, k] = usable[i, j, k] and r2 <= radius * radius
-        for _ in range(max_iterations):
-            shift_image(kernels[i], dx[i], dy[i], psf, scratch)
-            differentiate(psf, d_dx, d_dy)
-            ok, f, sx, sy, _, _, _ = newton_step(values[i], variances[i], near, psf, d_dx, d_dy)
-            if not ok or f * sign[i] <= 0.0:
-                break
-            # A step beyond the core leaves the region where the linearisation holds.
-            length = np.sqrt(sx * sx + sy * sy)
-            if length > 0.5:
-                sx, sy = 0.5 * sx / length, 0.5 * sy / length
-            dx[i] += sx
-            dy[i] += sy
-            if length < tolerance:
-                converged[i] = True
-                break
+        total_v = 0.0
+        for b in range(3):
+            for a in range(3):
+                pd = pp = ppv = 0.0
+                for j in range(max(0, b - 1), min(size, size + b - 1)):
+                    for k in range(max(0, a - 1), min(size, size + a - 1)):
+                        if usable[i, j, k]:
+                            p = kernels[i, j - b + 1, k - a + 1]
+                            pd += p * values[i, j, k]
+                            pp += p * p
+                            ppv += p * p * variances[i, j, k]
+                estimate[b, a] = pd / pp if pp > 0.0 else np.nan
+                weights[b, a] = _parabola_weight(a, dx[i]) * _parabola_weight(b, dy[i])
+                if a == 1 and b == 1:
+                    total_v = np.sqrt(ppv) / pp if pp > 0.0 else np.nan
+        flux[i] = (estimate * weights).sum()
+        # The nine share nearly all of their pixels: the error is that of the middle one.
+        flux_err[i] = total_v
 
 
 @njit(cache=True, nogil=True)
-def polish_centroids(
-    values: FloatArray,
-    variances: FloatArray,
-    usable: BoolArray,
-    psf: FloatArray,
-    psf_dx: FloatArray,
-    psf_dy: FloatArray,
-    radius: float,
-    sign: FloatArray,
-    step: FloatArray,
-    covariance: FloatArray,
-    ok: BoolArray,
-) -> None:
-    """Make one Newton step with PSF images drawn at (psf_dx, psf_dy): `step` (n, 2), `covariance` (n, 3), `ok`."""
-    n, size, _ = values.shape
-    half = size // 2
-    d_dx = np.empty((size, size))
-    d_dy = np.empty((size, size))
-    near = np.empty((size, size), dtype=np.bool_)
-    for i in range(n):
-        for j in range(size):
-            for k in range(size):
-                r2 = (k - half - psf_dx[i]) ** 2 + (j - half - psf_dy[i]) ** 2
-                near[j, k] = usable[i, j, k] and r2 <= radius * radius
-        differentiate(psf[i], d_dx, d_dy)
-        good, f, step[i, 0], step[i, 1], covariance[i, 0], covariance[i, 1], covariance[i, 2] = newton_step(
-            values[i], variances[i], near, psf[i], d_dx, d_dy
-        )
-        ok[i] = good and f * sign[i] > 0.0 and step[i, 0] ** 2 + step[i, 1] ** 2 < 1.0
+def _parabola_weight(which: int, offset: float) -> float:
+    """Weight of the sample at `which` - 1 for the value at `offset`."""
+    if which == 1:
+        return 1.0 - offset * offset
+    return 0.5 * offset * (offset + which - 1.0)
 
 
 @njit(cache=True, nogil=True)
@@ -362,74 +217,6 @@ def sum_apertures(
         if n_used[i] > 0:
             flux[i] = total
             flux_err[i] = np.sqrt(noise)
-
-
-@njit(cache=True, nogil=True)
-def adaptive_moments(
-    values: FloatArray,
-    usable: BoolArray,
-    dx: FloatArray,
-    dy: FloatArray,
-    start_sigma2: FloatArray,
-    max_iterations: int,
-    tolerance: float,
-    moments: FloatArray,
-    center: FloatArray,
-    ok: BoolArray,
-) -> None:
-    """Moments of the elliptical Gaussian that fits each stamp best, in place: (xx, yy, xy) and centre (x, y).
-
-    The fixed point of Gaussian-weighted moments; unusable pixels count as the current Gaussian, which makes it the
-    fixed point of the fit to the usable ones.
-    """
-    n, size, _ = values.shape
-    half = size // 2
-    for i in range(n):
-        xx = yy = start_sigma2[i]
-        xy = 0.0
-        cx, cy = dx[i], dy[i]
-        amplitude = 0.0
-        ok[i] = False
-        for _ in range(max_iterations):
-            determinant = xx * yy - xy * xy
-            if not (determinant > 0.01 and xx > 0.1 and yy > 0.1 and xx + yy < 0.5 * size * size):
-                break
-            if not (abs(cx) < half and abs(cy) < half):
-                break
-            s0 = sx = sy = sxx = syy = sxy = gg = 0.0
-            for j in range(size):
-                v = j - half - cy
-                for k in range(size):
-                    u = k - half - cx
-                    r2 = (yy * u * u - 2.0 * xy * u * v + xx * v * v) / determinant
-                    if r2 > 32.0:
-                        continue
-                    g = np.exp(-0.5 * r2)
-                    d = values[i, j, k] if usable[i, j, k] else amplitude * g
-                    gd = g * d
-                    gg += g * g
-                    s0 += gd
-                    sx += gd * u
-                    sy += gd * v
-                    sxx += gd * u * u
-                    syy += gd * v * v
-                    sxy += gd * u * v
-            if not s0 > 0.0:
-                break
-            amplitude = s0 / gg
-            mx, my = sx / s0, sy / s0
-            new_xx = 2.0 * (sxx / s0 - mx * mx)
-            new_yy = 2.0 * (syy / s0 - my * my)
-            new_xy = 2.0 * (sxy / s0 - mx * my)
-            change = abs(new_xx - xx) + abs(new_yy - yy) + abs(new_xy - xy) + abs(mx) + abs(my)
-            xx, yy, xy = new_xx, new_yy, new_xy
-            cx += 2.0 * mx
-            cy += 2.0 * my
-            if change < tolerance * (xx + yy):
-                ok[i] = xx * yy - xy * xy > 0.0
-                break
-        moments[i, 0], moments[i, 1], moments[i, 2] = xx, yy, xy
-        center[i, 0], center[i, 1] = cx, cy
 
 
 @njit(cache=True, nogil=True)

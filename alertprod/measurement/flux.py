@@ -26,16 +26,27 @@ APERTURE_RADIUS = 12.0
 class PsfFluxes:
     """Point-source fluxes, each of shape ``(n,)``, in the image's units.
 
-    `flux`, `flux_err` and `chi2` are NaN where no pixel is usable. `flag` is set with either of the others.
+    `flux`, `flux_err`, `chi2` and `area` (of the usable part of the PSF, ``sum(P)^2 / sum(P^2)`` in pixels) are NaN
+    where no pixel is usable. `flag` is set with either of the others.
     """
 
     flux: FloatArray
     flux_err: FloatArray
     chi2: FloatArray
+    area: FloatArray
     n_data: IntArray
     flag: BoolArray
     flag_edge: BoolArray
     flag_no_good_pixels: BoolArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakLikelihoodFluxes:
+    """Values of the point-source likelihood image, each of shape ``(n,)``; NaN with `flag` where there is none."""
+
+    flux: FloatArray
+    flux_err: FloatArray
+    flag: BoolArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +94,7 @@ def measure_psf_flux(
     """
     x, y = np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float))
     n = len(x)
-    flux, flux_err, chi2 = np.empty(n), np.empty(n), np.empty(n)
+    flux, flux_err, chi2, area = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     n_data = np.empty(n, dtype=np.int64)
     for part in chunks(n):
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
@@ -93,7 +104,15 @@ def measure_psf_flux(
         else:
             images = psf_images[part]
         _loops.fit_psf_fluxes(
-            stamps.values, stamps.variances, stamps.usable, images, flux[part], flux_err[part], chi2[part], n_data[part]
+            stamps.values,
+            stamps.variances,
+            stamps.usable,
+            images,
+            flux[part],
+            flux_err[part],
+            chi2[part],
+            area[part],
+            n_data[part],
         )
     column, row = nearest_pixels(x, y)
     half, (ny, nx) = psf.size // 2, masked_image.shape
@@ -103,6 +122,7 @@ def measure_psf_flux(
         flux=flux,
         flux_err=flux_err,
         chi2=chi2,
+        area=area,
         n_data=n_data,
         flag=flag_edge | flag_no_good_pixels,
         flag_edge=flag_edge,
@@ -170,3 +190,47 @@ def measure_aperture_flux(
             n_used[part],
         )
     return ApertureFluxes(flux=flux, flux_err=flux_err, flag=truncated | (n_used == 0), flag_truncated=truncated)
+
+
+def measure_peak_likelihood(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction,
+    *,
+    x: FloatArray,
+    y: FloatArray,
+    bad_planes: int = BAD_PLANES,
+) -> PeakLikelihoodFluxes:
+    """Measure fluxes as the image of point-source likelihood shows them: by its pixels about each position.
+
+    Parameters
+    ----------
+    masked_image
+        Background-free image and its variance.
+    psf
+        Point spread function of the same image.
+    x, y
+        Positions, shape ``(n,)``, pixels.
+    bad_planes
+        Mask bits of unusable pixels.
+
+    Notes
+    -----
+    The likelihood's maximum over the flux, ``sum(P d) / sum(P^2)``, at the 3 x 3 whole pixels about the position,
+    interpolated to it by a parabola along each axis: equal to the point-source flux to 0.2 % of it at 4 pixels FWHM.
+    """
+    x, y = np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float))
+    flux, flux_err = np.empty(len(x)), np.empty(len(x))
+    for part in chunks(len(x)):
+        stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
+        finite = np.isfinite(x[part]) & np.isfinite(y[part])
+        _loops.fit_peak_likelihoods(
+            stamps.values,
+            stamps.variances,
+            stamps.usable,
+            draw_psfs(psf, x=np.where(finite, stamps.column, np.nan), y=stamps.row.astype(float)),
+            np.where(finite, x[part] - stamps.column, 0.0),
+            np.where(finite, y[part] - stamps.row, 0.0),
+            flux[part],
+            flux_err[part],
+        )
+    return PeakLikelihoodFluxes(flux=flux, flux_err=flux_err, flag=~np.isfinite(flux))

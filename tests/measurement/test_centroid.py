@@ -3,7 +3,7 @@ import pytest
 
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
-from alertprod.measurement import _loops
+from alertprod.measurement import _centroid_loops, _fit_loops
 from alertprod.measurement.centroid import fit_centroids
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
 
@@ -119,7 +119,7 @@ def test_shifted_image_equals_the_drawn_one(psf):
     kernel = psf.compute_kernel_image(x=0, y=0)
     for dx, dy in ((0.0, 0.0), (0.3, -0.45), (-2.0, 1.0), (4.7, -3.2)):
         shifted = np.empty((25, 27))
-        _loops.shift_image(kernel, dx, dy, shifted, np.empty((kernel.shape[0], 27)))
+        _fit_loops.shift_image(kernel, dx, dy, shifted, np.empty((kernel.shape[0], 27)))
         v, u = np.mgrid[-12:13, -13:14]
         expected = np.exp(-0.5 * ((u - dx) ** 2 + (v - dy) ** 2) / SIGMA**2) / (2.0 * np.pi * SIGMA**2)
         np.testing.assert_allclose(shifted, expected, atol=4e-4 * kernel.max())
@@ -128,7 +128,7 @@ def test_shifted_image_equals_the_drawn_one(psf):
 def test_derivatives_are_those_of_the_profile(psf):
     kernel = psf.compute_kernel_image(x=0, y=0)
     d_dx, d_dy = np.empty(kernel.shape), np.empty(kernel.shape)
-    _loops.differentiate(kernel, d_dx, d_dy)
+    _fit_loops.differentiate(kernel, d_dx, d_dy)
     half = psf.size // 2
     v, u = np.mgrid[-half : half + 1, -half : half + 1]
     # The formula's error is k^10 / 2772 of the derivative at frequency k, and a Gaussian has little beyond k = 2.
@@ -147,7 +147,7 @@ def test_newton_step_equals_its_numpy_twin(psf):
     normal = (design * weight) @ design.T
     f, fx, fy = np.linalg.solve(normal, (design * weight) @ values[usable])
     covariance = np.linalg.inv(normal) / f**2
-    ok, flux, sx, sy, vxx, vyy, vxy = _loops.newton_step(values, variances, usable, p, d_dx, d_dy)
+    ok, flux, sx, sy, vxx, vyy, vxy = _centroid_loops.newton_step(values, variances, usable, p, d_dx, d_dy)
     assert ok
     expected = [f, fx / f, fy / f, covariance[1, 1], covariance[2, 2], covariance[1, 2]]
     np.testing.assert_allclose([flux, sx, sy, vxx, vyy, vxy], expected, rtol=1e-8)

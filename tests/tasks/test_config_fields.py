@@ -139,7 +139,7 @@ def read(config, name):
         ("subtract.al.mode", "auto"),
         ("subtract.al.kernel.AL.spatialKernelOrder", 2),
         ("subtract.al.kernel.AL.alardSigGauss", [0.8, 1.6, 3.2]),
-        ("measurement.dipole.maxArea", 600),
+        ("measurement.dipole.maxFootprintArea", 600),
         ("characterize.doSubtractBackground", False),
         ("requiredTemplateFraction", 0.5),
         ("doDecorrelation", False),

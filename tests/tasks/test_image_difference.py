@@ -31,11 +31,11 @@ DEFAULTS = {
     "scaleVariance.limit": 10.0,
     "detection.thresholdValue": 5.0,
     "detection.thresholdPolarity": "both",
-    "measurement.dipole.maxSeparationSigma": 5.0,
-    "measurement.dipole.relativeWeight": 0.5,
+    "measurement.dipole.maxSeparation": 5.0,
+    "measurement.dipole.relWeight": 0.5,
     "measurement.dipole.minSn": 5.0 * np.sqrt(2.0),
     "measurement.dipole.maxFluxRatio": 0.65,
-    "measurement.dipole.maxArea": 1200,
+    "measurement.dipole.maxFootprintArea": 1200,
 }
 
 KERNEL_DEFAULTS = {
