@@ -70,7 +70,9 @@ class MeasurementConfig:
     def __post_init__(self) -> None:
         unknown = set(self.bad_flags) - FLAG_NAMES
         if unknown:
-            raise ConfigError("measurement", "bad_flags", f"there are no flags {', '.join(sorted(unknown))}")
+            raise ConfigError(
+                "measurement", "bad_flags", f"names flags that do not exist: {', '.join(sorted(unknown))}"
+            )
         plane_bits(*self.excluded_planes, *self.rejected_peak_planes)
 
 
