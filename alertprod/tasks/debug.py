@@ -84,8 +84,8 @@ def run_debug(
         return
     if options.showDiaSources:
         shown = np.argsort(-np.nan_to_num(found["snr"], nan=-np.inf), kind="stable")[: options.maxDiaSources]
-        images = {"science": science, "template": template, "difference": difference}
-        images = {name: image for name, image in images.items() if image is not None}
+        given = {"science": science, "template": template, "difference": difference}
+        images = {name: image for name, image in given.items() if image is not None}
         sheet, markers = make_stamp_sheet(list(images.values()), found.select(np.sort(shown)))
         display.show(f"{of}DiaSources: {', '.join(images)}", sheet, markers=markers)
     if options.showDipoles and found["is_dipole"].any():

@@ -156,7 +156,10 @@ def plot_pulls(title: str, samples: Mapping[str, FloatArray]) -> Figure:
         counts, _ = np.histogram(np.clip(finite, edges[0], edges[-1]), bins=edges)
         label = f"{name}: {finite.size:,} pixels, median {median:+.2f}, width {sigma:.2f}"
         density = np.where(counts > 0, counts, np.nan) / finite.size / width
-        panel.stairs(density, edges, color=color, linewidth=1.3, label=label)
+        filled = counts > 0
+        panel.plot(
+            middles[filled], counts[filled] / finite.size / width, color=color, linewidth=1.2, marker=".", label=label
+        )
     panel.plot(middles, np.exp(-0.5 * middles**2) / np.sqrt(2 * np.pi), color="#d62728", label="unit normal")
     panel.set_yscale("log")
     panel.set_ylim(1e-6, 2.0)
