@@ -10,6 +10,7 @@ from alertprod.cli.config import app as config
 from alertprod.cli.db import app as db
 from alertprod.cli.demo_command import demo
 from alertprod.cli.difference import difference
+from alertprod.cli.repository import app as repository
 from alertprod.cli.run import run
 from alertprod.cli.schemas import app as schemas
 from alertprod.cli.send import send
@@ -47,6 +48,7 @@ app.command("send")(send)
 app.command("simulate")(simulate)
 app.add_typer(alerts, name="alerts")
 app.add_typer(templates, name="templates")
+app.add_typer(repository, name="repository")
 app.add_typer(config, name="config")
 app.add_typer(schemas, name="schemas")
 app.add_typer(db, name="db")

@@ -1,7 +1,5 @@
 """What every command shares: where text goes, progress bars, JSON lines."""
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +14,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from alertprod._json import encode_json
+
 out = Console(highlight=False, soft_wrap=True)
 """Results: standard output. Lines are left to the terminal to wrap: a path broken in two is no path for a program."""
 
@@ -25,17 +25,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_json(value: Any) -> None:
     """Write one JSON value on one line of standard output; NaN and infinity, which JSON has no word for, are null."""
-    print(json.dumps(_without_nan(value), default=str, allow_nan=False))
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return value
+    print(encode_json(value))
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from alertprod.errors import ConfigError
 
 if TYPE_CHECKING:
     from alertprod.images.exposure import Exposure
-    from alertprod.measurement.catalog import Catalog
     from alertprod.service.differencing import Differenced
     from alertprod.tasks.image_difference import ImageDifferenceTask
 
@@ -123,6 +122,7 @@ def _write(
     task: "ImageDifferenceTask", differenced: "Differenced", output: Path, *, title: str, table: str
 ) -> dict[str, Any]:
     from alertprod.images.fits_io import save_exposure
+    from alertprod.store.catalog_files import save_catalog
     from alertprod.view.pair import save_pair
 
     output.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _write(
     }
     save_exposure(differenced.difference, files["difference"])
     save_exposure(differenced.template, files["matched_template"])
-    _write_table(differenced.sources, files["dia_sources"])
+    save_catalog(differenced.sources, files["dia_sources"])
     save_pair(
         files["picture"],
         science=differenced.science,
@@ -155,22 +155,6 @@ def _write(
     facts["alerts"] = str(output / "alerts.avro")
     facts["n_alerts"] = _write_alerts(task, differenced, output / "alerts.avro")
     return facts
-
-
-def _write_table(sources: "Catalog", path: Path) -> None:
-    from astropy.table import Table
-
-    columns = Table()
-    for column in sources.columns:
-        values = sources[column.name]
-        columns[column.name] = values.astype(str) if values.dtype == object else values
-        columns[column.name].description = column.meaning
-        if column.unit:
-            columns[column.name].unit = column.unit
-    if path.suffix == ".parquet":
-        columns.write(path, format="parquet", overwrite=True)
-    else:
-        columns.write(path, format="ascii.ecsv", overwrite=True)
 
 
 def _write_alerts(task: "ImageDifferenceTask", differenced: "Differenced", path: Path) -> int:

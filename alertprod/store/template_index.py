@@ -164,7 +164,7 @@ def index_templates(
     Each file is read as a whole: what cannot be read is found by day, here, and not by night.
     """
     root = folder.rstrip("/")
-    uris = [uri for uri in _list_images(root) if fnmatch.fnmatchcase(uri.rpartition("/")[2], pattern)]
+    uris = [uri for uri in list_images(root) if fnmatch.fnmatchcase(uri.rpartition("/")[2], pattern)]
     images = ImageStore()
     tiles: list[TemplateTile] = []
     unusable: list[BadInputError] = []
@@ -219,7 +219,15 @@ def _compute_depth_mag(exposure: Exposure, fwhm_pixels: float) -> float | None:
     return float(exposure.photo_calib.zero_point_mag - 2.5 * np.log10(_DEPTH_SIGMA * noise))
 
 
-def _list_images(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
+    """Return the URIs of the FITS files in and below a folder, in order.
+
+    Raises
+    ------
+    ImageNotYetAvailable, StoreUnavailable
+        Raised if there is no such folder, or it cannot be read.
+    """
+    folder = folder.rstrip("/")
     with translated_errors(folder):
         filesystem, path = fsspec.core.url_to_fs(folder)
         if not filesystem.isdir(path):
