@@ -229,13 +229,13 @@ def _find_width(flat: MaskedImage, bad: BoolArray, bad_bits: int, config: StarCo
         good = stars.converged & (stars.snr >= config.min_snr) & (stars.sigma > _MIN_SIGMA)
         if not good.any():
             continue
-        found = float(np.exp(half_sample_mode(np.log(stars.sigma[good]))))
+        found = float(np.exp(_half_sample_mode(np.log(stars.sigma[good]))))
         if found < 1.6 * start:
             break
     return found
 
 
-def half_sample_mode(values: FloatArray) -> float:
+def _half_sample_mode(values: FloatArray) -> float:
     """Return the mode: halve the sorted sample, keeping the half that spans least, until few are left.
 
     Bickel & Frühwirth (2006).

@@ -7,7 +7,6 @@ import numpy as np
 from lsst.pex.config import Field, FieldValidationError
 
 from alertprod._typing import BoolArray, FloatArray
-from alertprod.detection.stars import half_sample_mode
 from alertprod.errors import ConfigError
 from alertprod.measurement.catalog import Catalog
 from alertprod.tasks.config_fields import make_config_class
@@ -70,17 +69,16 @@ def find_stellar_locus(
 
     Notes
     -----
-    The width that most of the brighter half share (half-sample mode of the logarithm), then median and scatter of
-    what lies about it. Stars are the densest group: galaxies are wider, and each has a width of its own. Widths from photons scatter by about
-    1 / snr, which is taken off.
+    The densest width of the brighter half, each source smeared by what its width scatters from photons, about
+    1 / snr; then median and scatter of what lies about it. Stars are the densest group even among more galaxies:
+    these are wider, and each in its own way.
     """
     selection = selection or StarSelection()
     bright = snr >= np.median(snr)
-    log_width = np.log(fwhm)
-    center = half_sample_mode(log_width[bright])
-    scatter = selection.width_std_allowed
+    log_width, error = np.log(fwhm), 1.0 / snr
+    center = _find_densest(log_width[bright], np.hypot(error[bright], _GRID_STEP))
+    scatter = _START_SCATTER
     for _ in range(_LOCUS_ROUNDS):
-        error = 1.0 / snr
         near = bright & (np.abs(log_width - center) < selection.n_sigma_clip * np.hypot(scatter, error))
         if not near.any():
             break
@@ -89,6 +87,17 @@ def find_stellar_locus(
         own = np.sqrt(max(0.0, spread**2 - float(np.median(error[near])) ** 2))
         scatter = float(np.clip(own, selection.width_std_min, selection.width_std_allowed))
     return float(np.exp(center)), scatter
+
+
+def _find_densest(values: FloatArray, widths: FloatArray) -> float:
+    """Return where Gaussians of unit area and the given widths about the values add up to most."""
+    grid = np.arange(values.min(), values.max() + _GRID_STEP, _GRID_STEP)
+    density = np.zeros(len(grid))
+    for start in range(0, len(values), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        pulls = (grid[:, None] - values[part]) / widths[part]
+        density += (np.exp(-0.5 * pulls**2) / widths[part]).sum(axis=1)
+    return float(grid[np.argmax(density)])
 
 
 def select_stars(sources: Catalog, *, selection: StarSelection | None = None) -> BoolArray:
@@ -119,6 +128,15 @@ def select_stars(sources: Catalog, *, selection: StarSelection | None = None) ->
 
 _LOCUS_ROUNDS = 5
 """Enough for centre and scatter to settle to a percent."""
+
+_GRID_STEP = 0.02
+"""Of logarithmic width: stars of one image are about as alike."""
+
+_START_SCATTER = 0.05
+"""Relative scatter of widths that a real PSF has over an image, generously."""
+
+_BLOCK = 1000
+"""Sources at a time, so that the table of distances stays small."""
 
 _LEAST_SNR = 1e-3
 """A ratio of zero has no error of the width."""

@@ -155,7 +155,6 @@ def plot_pulls(title: str, samples: Mapping[str, FloatArray]) -> Figure:
         # What is beyond the limits counts in the outermost bins.
         counts, _ = np.histogram(np.clip(finite, edges[0], edges[-1]), bins=edges)
         label = f"{name}: {finite.size:,} pixels, median {median:+.2f}, width {sigma:.2f}"
-        density = np.where(counts > 0, counts, np.nan) / finite.size / width
         filled = counts > 0
         panel.plot(
             middles[filled], counts[filled] / finite.size / width, color=color, linewidth=1.2, marker=".", label=label
