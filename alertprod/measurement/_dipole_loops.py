@@ -58,21 +58,25 @@ def _assemble(
     usable: BoolArray,
     kernels: FloatArray,
     weights: FloatArray,
+    fitted: BoolArray,
     p: FloatArray,
     stars: FloatArray,
     scratch: FloatArray,
     a: FloatArray,
     b: FloatArray,
 ) -> float:
-    """Draw the model at `p`, fill the normal equations, return chi squared."""
+    """Draw the model at `p`, fill the normal equations of the `fitted` parameters, return chi squared."""
     n_images, rows, columns = values.shape
     gradient = np.zeros(N_ALL)
     a[:] = 0.0
     b[:] = 0.0
     chi2 = 0.0
     for i in range(n_images):
-        _draw(kernels[i], p[1], p[2], stars[i, 0, 0], stars[i, 0, 1], stars[i, 0, 2], scratch)
-        _draw(kernels[i], p[3], p[4], stars[i, 1, 0], stars[i, 1, 1], stars[i, 1, 2], scratch)
+        # The science image has one star, the template the other.
+        if i != 2:
+            _draw(kernels[i], p[1], p[2], stars[i, 0, 0], stars[i, 0, 1], stars[i, 0, 2], scratch)
+        if i != 1:
+            _draw(kernels[i], p[3], p[4], stars[i, 1, 0], stars[i, 1, 1], stars[i, 1, 2], scratch)
         for j in range(rows):
             for k in range(columns):
                 if not usable[i, j, k]:
@@ -88,7 +92,7 @@ def _assemble(
                 r = values[i, j, k] - model
                 chi2 += w * r * r
                 for m in range(a.shape[0]):
-                    if gradient[m] != 0.0:
+                    if fitted[m] and gradient[m] != 0.0:
                         b[m] += w * gradient[m] * r
                         for q in range(m + 1):
                             a[m, q] += w * gradient[m] * gradient[q]
@@ -134,14 +138,14 @@ def fit_dipole(
     free = fitted[:n].copy()
     # Fluxes and planes are linear: solve for them at the starting positions.
     free[1:5] = False
-    chi2 = _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a, b)
+    chi2 = _assemble(values, variances, usable, kernels, weights, fitted, p, stars, scratch, a, b)
     solved, step = solve_damped(a, b, 0.0, free)
     if not solved or not (step[0] > 0.0 and step[0] + step[5] > 0.0):
         return False, p, covariance, np.nan, 0, np.nan, lobes
     for m in range(n):
         p[m] += step[m]
     free[1:5] = True
-    chi2 = _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a, b)
+    chi2 = _assemble(values, variances, usable, kernels, weights, fitted, p, stars, scratch, a, b)
     damping = 1e-3
     converged = False
     trial = p.copy()
@@ -160,7 +164,9 @@ def fit_dipole(
             trial[0] = 0.1 * p[0]
         if not trial[0] + trial[5] > 0.0:
             trial[5] = 0.1 * (p[0] + p[5]) - trial[0]
-        trial_chi2 = _assemble(values, variances, usable, kernels, weights, trial, stars, scratch, trial_a, trial_b)
+        trial_chi2 = _assemble(
+            values, variances, usable, kernels, weights, fitted, trial, stars, scratch, trial_a, trial_b
+        )
         moved = 0.0
         for m in range(1, 5):
             moved = max(moved, abs(trial[m] - p[m]))
@@ -176,7 +182,7 @@ def fit_dipole(
         if small or damping > 1e8:
             converged = small
             break
-    _assemble(values, variances, usable, kernels, weights, p, stars, scratch, a, b)
+    _assemble(values, variances, usable, kernels, weights, fitted, p, stars, scratch, a, b)
     for m in range(n):
         unit = np.zeros(n)
         unit[m] = 1.0

@@ -27,19 +27,23 @@ def cut_stamps(
     ny, nx = image.shape
     half = size // 2
     for i in range(column.size):
+        first_x = column[i] - half
+        first, last = max(0, -first_x), min(size, nx - first_x)
         for j in range(size):
             y = row[i] + j - half
-            for k in range(size):
-                x = column[i] + k - half
-                values[i, j, k] = 0.0
-                variances[i, j, k] = 1.0
-                usable[i, j, k] = False
-                if 0 <= y < ny and 0 <= x < nx:
-                    d, v = image[y, x], variance[y, x]
-                    if (mask[y, x] & bad_bits) == 0 and 0.0 < v < np.inf and -np.inf < d < np.inf:
-                        values[i, j, k] = d
-                        variances[i, j, k] = v
-                        usable[i, j, k] = True
+            if not (0 <= y < ny and first == 0 and last == size):
+                for k in range(size):
+                    values[i, j, k] = 0.0
+                    variances[i, j, k] = 1.0
+                    usable[i, j, k] = False
+            if 0 <= y < ny:
+                for k in range(first, last):
+                    d, v, b = image[y, first_x + k], variance[y, first_x + k], mask[y, first_x + k]
+                    # One branchless expression: the loop then runs in vectors.
+                    good = ((b & bad_bits) == 0) & (v > 0.0) & (v < np.inf) & (abs(d) < np.inf)
+                    values[i, j, k] = d if good else 0.0
+                    variances[i, j, k] = v if good else 1.0
+                    usable[i, j, k] = good
 
 
 @njit(cache=True, nogil=True)

@@ -166,11 +166,12 @@ def test_gradients_equal_numerical_derivatives(psf):
     kernels = np.stack([psf.compute_kernel_image(x=0, y=0)] * 3)
     weights = np.array([1.0, 0.25, 0.25])
     p = np.array([300.0, 15.2, 13.1, 12.3, 12.9, 20.0, 1.0, 0.1, -0.2, -1.0, 0.05, 0.1])
+    fitted = np.ones(12, dtype=bool)
     stars, scratch = np.zeros((3, 2, 3, 27, 29)), np.zeros((31, 29))
     a, b = np.zeros((12, 12)), np.zeros(12)
 
     def chi2(q):
-        return _dipole_loops._assemble(values, variances, usable, kernels, weights, q, stars, scratch, a, b)
+        return _dipole_loops._assemble(values, variances, usable, kernels, weights, fitted, q, stars, scratch, a, b)
 
     slopes = []
     for m in range(12):
