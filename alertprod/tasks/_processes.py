@@ -6,7 +6,7 @@ Spawned, never forked: the compiled loops' thread layers do not survive a fork.
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, Generic, TypeVar
@@ -21,7 +21,7 @@ _CONTEXT: Final = multiprocessing.get_context("spawn")
 
 @dataclass(frozen=True, slots=True)
 class ProcessDeath:
-    """What there is of an item whose process died (`exit_code` as of the system, negative for a signal) or hung."""
+    """What there is of an item whose process died or hung."""
 
     cause: str
 
@@ -31,7 +31,13 @@ class _Worker(Generic[_Item]):
     process: BaseProcess
     connection: Connection
     index: int
-    deadline: float = field(default=float("inf"))
+    item: _Item
+    deadline: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A process's first word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def map_in_processes(
     try:
         while waiting or workers:
             while waiting and len(workers) < n_processes:
-                workers.append(_give(_start(function, threads), *waiting.pop(), timeout_s))
+                workers.append(_start(function, threads, *waiting.pop()))
             due = min(worker.deadline for worker in workers) - time.monotonic()
             ready = wait([worker.connection for worker in workers], timeout=max(0.0, min(due, _LONGEST_WAIT_S)))
             now = time.monotonic()
@@ -84,12 +90,16 @@ def map_in_processes(
                     continue
                 if isinstance(answer, _Raised):
                     raise answer.error
+                if isinstance(answer, _Ready):
+                    _give(worker, timeout_s)
+                    continue
                 index = worker.index
                 if isinstance(answer, ProcessDeath) or not waiting:
                     workers.remove(worker)
                     _end(worker)
                 else:
-                    _give(worker, *waiting.pop(), timeout_s)
+                    worker.index, worker.item = waiting.pop()
+                    _give(worker, timeout_s)
                 yield index, answer
     finally:
         for worker in workers:
@@ -100,25 +110,25 @@ _LONGEST_WAIT_S = 3600.0
 """Some systems do not take a month for a timeout."""
 
 
-def _start(function: Callable[[Any], Any], threads: int) -> "_Worker[Any]":
+def _start(function: Callable[[_Item], Any], threads: int, index: int, item: _Item) -> _Worker[_Item]:
+    """Start a process that gets its first item when it is ready: what it must import is not the item's time."""
     ours, theirs = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=_work, args=(theirs, function), daemon=True)
     with limited_threads(threads):
         process.start()
     theirs.close()
-    return _Worker(process, ours, index=-1)
+    return _Worker(process, ours, index, item)
 
 
-def _give(worker: "_Worker[_Item]", index: int, item: _Item, timeout_s: float) -> "_Worker[_Item]":
-    worker.index, worker.deadline = index, time.monotonic() + timeout_s
+def _give(worker: _Worker[Any], timeout_s: float) -> None:
+    worker.deadline = time.monotonic() + timeout_s
     try:
-        worker.connection.send(item)
+        worker.connection.send(worker.item)
     except OSError:
         worker.deadline = float("inf")  # it is dead: its closed pipe says so next
-    return worker
 
 
-def _receive(worker: "_Worker[Any]") -> Any:
+def _receive(worker: _Worker[Any]) -> Any:
     try:
         return worker.connection.recv()
     except (EOFError, OSError):
@@ -131,13 +141,14 @@ def _receive(worker: "_Worker[Any]") -> Any:
         )
 
 
-def _end(worker: "_Worker[Any]") -> None:
+def _end(worker: _Worker[Any]) -> None:
     worker.connection.close()
     worker.process.kill()
     worker.process.join(1.0)
 
 
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
+    connection.send(_Ready())
     while True:
         try:
             item = connection.recv()

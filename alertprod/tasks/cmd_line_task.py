@@ -17,6 +17,7 @@ from lsst.pex.config import Config
 from alertprod import __version__
 from alertprod.errors import TaskError
 from alertprod.tasks.argument_parser import ArgumentParser
+from alertprod.tasks.debug import DebugOptions
 from alertprod.tasks.protocols import Butler, DataRef, Display, QuantumContext
 from alertprod.tasks.task import Struct, Task
 from alertprod.tasks.task_runner import TaskRunner
@@ -39,6 +40,9 @@ class CmdLineTask(Task):
 
     display: Display | None = None
     """Where `runDebug` draws; nowhere without ``--debug``."""
+
+    debugOptions: DebugOptions = DebugOptions()
+    """What `runDebug` draws; with ``--debug`` everything."""
 
     @classmethod
     def applyOverrides(cls, config: Config) -> None:

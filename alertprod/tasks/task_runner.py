@@ -15,6 +15,7 @@ from alertprod.logs import bind_exposure
 from alertprod.tasks._processes import ProcessDeath, map_in_processes
 from alertprod.tasks.argument_parser import configure_task_logs
 from alertprod.tasks.data_ids import format_data_id
+from alertprod.tasks.debug import DebugOptions
 from alertprod.tasks.plugins import open_display
 from alertprod.tasks.protocols import DataId, DataRef
 from alertprod.tasks.task import Struct
@@ -96,6 +97,7 @@ class TaskRunner:
         task = self.TaskClass(config=self.config, log=self.log, **self.getTaskKeyArgs(parsedCmd, args))
         if self.debug is not None:
             task.display = open_display(self.debug)
+            task.debugOptions = DebugOptions(display=True)
         return task
 
     def getTaskKeyArgs(self, parsedCmd: argparse.Namespace | None, args: Target | None) -> dict[str, Any]:
