@@ -1,5 +1,6 @@
 """A reference catalogue in one table file, FITS, ECSV or Parquet, held in memory and asked for circles on the sky."""
 
+import gzip
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from astropy import units
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
-from alertprod._typing import FloatArray
+from alertprod._typing import BoolArray, FloatArray
 from alertprod.errors import ConfigError
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, east_and_north, sky_positions, unit_vectors
 from alertprod.measurement.catalog import Catalog
@@ -121,11 +122,15 @@ class ReferenceCatalog:
         bands = [name.removeprefix("mag_") for name in table.colnames if name.startswith("mag_")]
         objects = Catalog((*REFERENCE_COLUMNS, *map(magnitude_column, bands)), len(table))
         objects["reference_id"] = np.arange(1, len(table) + 1)
-        for name in objects:
-            if name in table.colnames:
-                objects[name] = (
-                    _floats(table, name) if objects[name].dtype.kind == "f" else np.ma.filled(table[name], 0)
-                )
+        for column in objects.columns:
+            if column.name not in table.colnames:
+                continue
+            if column.dtype == "?":
+                objects[column.name] = _flags(table, column.name)
+            elif column.dtype == "i8":
+                objects[column.name] = np.ma.filled(table[column.name], 0)
+            else:
+                objects[column.name] = _floats(table, column.name)
         if "g_minus_r" not in table.colnames and {"g", "r"} <= set(bands):
             objects["g_minus_r"] = objects["mag_g"] - objects["mag_r"]
         if not set(_PROPER_MOTIONS) <= set(table.colnames):
@@ -177,9 +182,26 @@ def _read(uri: str) -> Table:
         raise ConfigError(uri, "reference catalogue", f"a file that ends with {', '.join(_FORMATS)} is needed")
     data = read_bytes(uri)
     try:
-        return Table.read(io.BytesIO(data), format=kind)
+        return _parse(gzip.decompress(data) if uri.lower().endswith(".gz") else data, kind)
     except Exception as error:  # every format has errors of its own; all mean that the file is not one
         raise ConfigError(uri, "reference catalogue", f"cannot be read as {kind}: {error}") from error
+
+
+def _parse(data: bytes, kind: str) -> Table:
+    if kind != "parquet":
+        return Table.read(io.BytesIO(data), format=kind)
+    from pyarrow import parquet  # an extra, and slow to import
+
+    columns = parquet.read_table(io.BytesIO(data))
+    return Table({name: columns[name].to_numpy() for name in columns.column_names})
+
+
+def _flags(table: Table, name: str) -> BoolArray:
+    """Return a column as flags; False where it is masked. In CSV they are words."""
+    values = np.ma.filled(np.ma.asarray(table[name]), 0)
+    if values.dtype.kind in "US":
+        return np.isin(np.char.lower(values.astype(str)), ("true", "t", "1", "yes"))
+    return values.astype(np.bool_)
 
 
 def _floats(table: Table, name: str) -> FloatArray:
