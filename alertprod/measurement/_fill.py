@@ -14,6 +14,7 @@ from alertprod.measurement.dipole import Dipoles, NaiveDipoles
 from alertprod.measurement.flags import PixelFlags
 from alertprod.measurement.flux import ApertureFluxes, PeakLikelihoodFluxes, PsfFluxes
 from alertprod.measurement.shape import Shapes
+from alertprod.measurement.trail import Trails
 
 _PIXEL_FLAGS = {
     "bad": "bad",
@@ -58,6 +59,18 @@ _CENTROID_FLAGS = (
     "flag_reset_to_peak",
 )
 
+_TRAIL_FLAGS = (
+    "flag_shape",
+    "flag_no_converge",
+    "flag_no_flux",
+    "flag_no_sigma",
+    "flag_nan",
+    "flag_point_like",
+    "flag_edge",
+    "flag_off_image",
+    "flag_suspect_long_trail",
+)
+
 
 def fill_exposure_facts(catalog: Catalog, difference: Exposure) -> None:
     """Fill what is the same in every row: visit, times, calibration."""
@@ -86,12 +99,9 @@ def fill_positions(catalog: Catalog, centroids: Centroids, difference: Exposure)
     jacobian = difference.wcs.compute_jacobian(x=centroids.x, y=centroids.y)
     for i, j in itertools.product(range(2), range(2)):
         catalog[f"local_wcs_cd_{i + 1}_{j + 1}"] = jacobian[:, i, j]
-    pixel = np.empty((catalog.n_rows, 2, 2))
-    pixel[:, 0, 0], pixel[:, 1, 1] = centroids.x_err**2, centroids.y_err**2
-    pixel[:, 0, 1] = pixel[:, 1, 0] = centroids.x_y_cov
-    sky = jacobian @ pixel @ np.swapaxes(jacobian, 1, 2)
-    catalog["ra_err_deg"], catalog["dec_err_deg"] = np.sqrt(sky[:, 0, 0]), np.sqrt(sky[:, 1, 1])
-    catalog["ra_dec_cov_deg2"] = sky[:, 0, 1]
+    sky = _rotate(jacobian, np.stack([centroids.x_err**2, centroids.y_err**2, centroids.x_y_cov], axis=-1))
+    catalog["ra_err_deg"], catalog["dec_err_deg"] = np.sqrt(sky[:, 0]), np.sqrt(sky[:, 1])
+    catalog["ra_dec_cov_deg2"] = sky[:, 2]
 
 
 def fill_fluxes(
@@ -166,6 +176,49 @@ def fill_naive_dipoles(catalog: Catalog, lobes: NaiveDipoles, difference: Exposu
         catalog[f"naive_dipole_{lobe}_flux"] = lobes.flux[:, k] * njy
         catalog[f"naive_dipole_{lobe}_flux_err"] = lobes.flux_err[:, k] * njy
         catalog[f"naive_dipole_{lobe}_npix"] = lobes.n_pixels[:, k]
+
+
+def fill_trails(catalog: Catalog, trails: Trails, difference: Exposure) -> None:
+    """Fill the trail fits: ends in pixels; middle, length and position angle (0 to 180 degrees) on the sky."""
+    njy = difference.photo_calib.njy_per_count
+    catalog["trail_flux"], catalog["trail_flux_err"] = trails.flux * njy, trails.flux_err * njy
+    catalog["trail_chi2"], catalog["trail_ndata"] = trails.chi2, trails.n_data
+    for name in ("flag", *_TRAIL_FLAGS):
+        catalog[f"trail_{name}"] = getattr(trails, name)
+    for end, sign in ((0, -1.0), (1, 1.0)):
+        catalog[f"trail_x{end}"] = trails.x + sign * trails.vector_x
+        catalog[f"trail_y{end}"] = trails.y + sign * trails.vector_y
+    fitted = np.flatnonzero(np.isfinite(trails.x))
+    if difference.wcs is None or len(fitted) == 0:
+        return
+    x, y = trails.x[fitted], trails.y[fitted]
+    catalog["trail_ra_deg"][fitted], catalog["trail_dec_deg"][fitted] = difference.wcs.pixel_to_sky(x=x, y=y)
+    jacobian = difference.wcs.compute_jacobian(x=x, y=y)
+    middle = _rotate(jacobian, trails.position_covariance[fitted])
+    catalog["trail_ra_err_deg"][fitted], catalog["trail_dec_err_deg"][fitted] = (
+        np.sqrt(middle[:, 0]),
+        np.sqrt(middle[:, 1]),
+    )
+    vector = np.stack([trails.vector_x, trails.vector_y], axis=-1)[fitted]
+    east, north = (jacobian @ vector[:, :, None])[:, :, 0].T
+    ee, nn, en = _rotate(jacobian, trails.vector_covariance[fitted]).T
+    half2 = east**2 + north**2
+    # The vector leads to one end only: the length is twice its own, the angle the same.
+    catalog["trail_length_arcsec"][fitted] = 2.0 * np.sqrt(half2) * ARCSEC_PER_DEG
+    along = (east**2 * ee + north**2 * nn + 2.0 * east * north * en) / half2
+    catalog["trail_length_err_arcsec"][fitted] = 2.0 * np.sqrt(along) * ARCSEC_PER_DEG
+    catalog["trail_angle_deg"][fitted] = np.degrees(np.arctan2(east, north)) % 180.0
+    across = (north**2 * ee + east**2 * nn - 2.0 * east * north * en) / half2**2
+    catalog["trail_angle_err_deg"][fitted] = np.degrees(np.sqrt(across))
+
+
+def _rotate(jacobian: FloatArray, covariance: FloatArray) -> FloatArray:
+    """Return covariances ``(n, 3)`` (xx, yy, xy) under linear maps ``(n, 2, 2)``."""
+    matrix = np.empty((len(covariance), 2, 2))
+    matrix[:, 0, 0], matrix[:, 1, 1] = covariance[:, 0], covariance[:, 1]
+    matrix[:, 0, 1] = matrix[:, 1, 0] = covariance[:, 2]
+    mapped = jacobian @ matrix @ np.swapaxes(jacobian, 1, 2)
+    return np.stack([mapped[:, 0, 0], mapped[:, 1, 1], mapped[:, 0, 1]], axis=-1)
 
 
 def fill_pixel_flags(catalog: Catalog, flags: PixelFlags) -> None:

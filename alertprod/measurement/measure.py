@@ -19,6 +19,7 @@ from alertprod.measurement._fill import (
     fill_pixel_flags,
     fill_positions,
     fill_shapes,
+    fill_trails,
 )
 from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
 from alertprod.measurement.centroid import CENTROID_FAILURES, Centroids, fit_centroids
@@ -33,6 +34,7 @@ from alertprod.measurement.flux import (
 from alertprod.measurement.forced import choose_template_psf, fill_forced_fluxes
 from alertprod.measurement.shape import measure_shapes
 from alertprod.measurement.stamps import draw_psfs
+from alertprod.measurement.trail import TrailConfig, fit_trails
 from alertprod.psf.model import PointSpreadFunction
 
 
@@ -66,6 +68,12 @@ class MeasurementConfig:
 
     dipole: DipoleConfig = field(default_factory=DipoleConfig)
     """The dipole fit."""
+
+    fit_trails: bool = True
+    """Fit elongated sources as trails."""
+
+    trail: TrailConfig = field(default_factory=TrailConfig)
+    """The trail fit."""
 
     def __post_init__(self) -> None:
         unknown = set(self.bad_flags) - FLAG_NAMES
@@ -140,8 +148,9 @@ def measure_dia_sources(
 
     Notes
     -----
-    ``time_processed_mjd_tai``, associations, reliability and the trail columns are left blank: they are for others
-    to fill. Dipoles have the middle of their lobes as centroid, all else the point-source fit's.
+    ``time_processed_mjd_tai``, associations, matches, reliability, aperture corrections and ``glint_trail`` are left
+    blank: they are for others to fill. Dipoles have the middle of their lobes as centroid, sky sources their place
+    (a fit would walk to the next bump of noise), all else the point-source fit's.
     """
     config = config or MeasurementConfig()
     if difference.psf is None:
@@ -184,6 +193,13 @@ def measure_dia_sources(
     if dipoles is not None:
         fill_dipoles(catalog, dipoles, difference)
         fill_naive_dipoles(catalog, measure_naive_dipoles(footprints, images, bad_planes=bad_planes), difference)
+    if config.fit_trails:
+        skipped = dipoles.is_dipole if dipoles is not None else None
+        trails = fit_trails(
+            footprints, images, difference.psf, shapes, is_negative=fluxes.flux < 0, skipped=skipped,
+            config=config.trail, bad_planes=bad_planes,
+        )  # fmt: skip
+        fill_trails(catalog, trails, difference)
     flags = measure_pixel_flags(footprints, difference.mask, x=x, y=y)
     fill_pixel_flags(catalog, flags)
     catalog["bbox_size"] = compute_bbox_sizes(footprints, x=x, y=y)
@@ -200,7 +216,7 @@ def _find_positions(
     bad_planes: int,
     config: MeasurementConfig,
 ) -> tuple[Centroids, Dipoles | None]:
-    """Return centroids, those of dipoles replaced by the middle of their lobes."""
+    """Return centroids, those of dipoles replaced by the middle of their lobes, those of sky sources by their place."""
     centroids = fit_centroids(
         difference.masked_image,
         psf,
@@ -211,6 +227,8 @@ def _find_positions(
         sigma=footprints.sigma,
         bad_planes=bad_planes,
     )
+    if footprints.is_sky.any():
+        centroids = _put_back(centroids, footprints)
     if not config.fit_dipoles:
         return centroids, None
     dipoles = fit_dipoles(
@@ -235,6 +253,18 @@ def _find_positions(
         **{name: getattr(centroids, name) & ~chosen for name in CENTROID_FAILURES},
     )
     return merged, dipoles
+
+
+def _put_back(centroids: Centroids, footprints: FootprintSet) -> Centroids:
+    """Return centroids with sky sources at the pixel they were placed on: no fit, no error, no failure."""
+    is_sky = footprints.is_sky
+    return replace(
+        centroids,
+        x=np.where(is_sky, footprints.x, centroids.x),
+        y=np.where(is_sky, footprints.y, centroids.y),
+        **{name: np.where(is_sky, np.nan, getattr(centroids, name)) for name in ("x_err", "y_err", "x_y_cov")},
+        **{name: getattr(centroids, name) & ~is_sky for name in CENTROID_FAILURES},
+    )
 
 
 def _remove_flagged(
