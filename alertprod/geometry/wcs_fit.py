@@ -108,7 +108,7 @@ def fit_wcs(
     config = config or WcsFitConfig()
     x, y, ra_deg, dec_deg = (np.asarray(values, dtype=float) for values in (x, y, ra_deg, dec_deg))
     known = np.isfinite(np.stack([x, y, ra_deg, dec_deg])).all(axis=0)
-    ra_deg, dec_deg = np.where(known, ra_deg, np.nan), np.where(known, dec_deg, np.nan)
+    x, y, ra_deg, dec_deg = (np.where(known, values, np.nan) for values in (x, y, ra_deg, dec_deg))
     if known.sum() < config.min_matches:
         msg = f"{int(known.sum())} points for a fit of world coordinates, {config.min_matches} are needed"
         raise ValueError(msg)
@@ -197,19 +197,21 @@ def _within(misfit: FloatArray, used: BoolArray, n_sigma: float) -> BoolArray:
 
 def _choose_order(frame: _Frame, u: FloatArray, v: FloatArray, plane: FloatArray, config: WcsFitConfig) -> int:
     """Return the degree from which a new point, anywhere in the box, is expected to be off least."""
-    anywhere = frame.grid(9)
-    best, best_terms, least = 1, 0, np.inf
-    for order in range(1, config.sip_order + 1):
-        design = _design(u, v, order)
-        n, n_terms = design.shape
-        if order > 1 and n < config.matches_per_term * n_terms:
+    n = len(u)
+    orders = [o for o in range(2, config.sip_order + 1) if n >= config.matches_per_term * len(_powers(o))]
+    # Powers stand by degree: the leading columns of one decomposition are that of each lower order.
+    q, r = np.linalg.qr(_design(u, v, orders[-1] if orders else 1))
+    over_box = _design(*frame.grid(9), orders[-1] if orders else 1)
+    best, best_terms, least, residual, done = 1, 0, np.inf, plane, 0
+    for order in [1, *orders]:
+        n_terms = len(_powers(order))
+        if np.linalg.cond(r[:n_terms, :n_terms]) > _MAX_CONDITION:
             break
-        q, r = np.linalg.qr(design)
-        if np.linalg.cond(r) > _MAX_CONDITION:
-            break
+        residual = residual - q[:, done:n_terms] @ (q[:, done:n_terms].T @ residual)
+        done = n_terms
         # Variance of the fit over the box, in that of one point.
-        fit_variance = float((np.linalg.solve(r.T, _design(*anywhere, order).T) ** 2).sum(axis=0).mean())
-        residual = plane - q @ (q.T @ plane)
+        spread = np.linalg.solve(r[:n_terms, :n_terms].T, over_box[:, :n_terms].T)
+        fit_variance = float((spread**2).sum(axis=0).mean())
         error = float((residual**2).sum()) / max(1, n - n_terms) * (1.0 + fit_variance)
         # Without any truth in them, new terms change the scatter's square by sqrt(their number) / n, one sigma.
         if error < least * (1.0 - _GAIN_SIGMAS * np.sqrt(n_terms - best_terms) / n):
