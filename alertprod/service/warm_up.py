@@ -30,8 +30,8 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
     Notes
     -----
     Loops are compiled for the kinds of arrays they meet, and some only where there is something for them: so the
-    template is read-only, as the cache's tiles are, both images have bad pixels, the science exposure has no PSF, and
-    one star has moved, which makes a dipole.
+    template is read-only, as the cache's tiles are, both images have bad pixels, the science exposure has no PSF, one
+    star has moved, which makes a dipole, and something fast has left a trail.
     """
     rng = np.random.default_rng(1)
     steps = np.arange(30, _SIDE - 30, 32)
@@ -41,7 +41,12 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
     template = _make_exposure(*_with(x, y, flux, *moved), fwhm=3.6, rng=rng)
     for plane in (template.image, template.mask, template.variance):
         plane.setflags(write=False)
-    appeared = np.array([178.0, 110.0]), np.array([145.0, 112.0]), np.array([5e4, 2e4])
+    trail = np.linspace(98.0, 122.0, 13)
+    appeared = (
+        np.concatenate([[178.0, 110.0], trail]),
+        np.concatenate([[145.0, 112.0], 207.0 + 0.1 * (trail - 110.0)]),
+        np.concatenate([[5e4, 2e4], np.full(trail.size, 3e3)]),
+    )
     science = _make_exposure(*_with(x, y, flux, *appeared), fwhm=4.4, rng=rng)
     science.psf = None
     assert science.wcs is not None  # just made

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
+
 from alertprod.detection.footprints import FootprintSet
 from alertprod.images.exposure import Exposure
 from alertprod.measurement.catalog import Catalog
@@ -56,5 +58,7 @@ class DipoleFitTask(Task):
         self.metadata.update(
             nRejectedBadMaskPlanes=result.n_rejected_bad_peaks,
             nRemovedBadFlaggedSources=result.n_removed_bad_flags,
+            nDipoles=int(result.catalog["is_dipole"].sum()),
+            nTrails=int(np.isfinite(result.catalog["trail_flux"]).sum()),
         )
         return result.catalog

@@ -5,12 +5,12 @@ from alertprod.service.warm_up import warm_up
 
 
 def test_the_made_up_exposure_gives_the_alerts_it_was_made_with():
-    assert warm_up(create_task({}, source="test"), n_threads=1) == 2  # one that appeared, one that moved
+    assert warm_up(create_task({}, source="test"), n_threads=1) == 3  # one that appeared, one that moved, a trail
 
 
 def test_warming_up_again_gives_the_same():
     task = create_task({}, source="test")
-    assert warm_up(task) == warm_up(task) == 2
+    assert warm_up(task) == warm_up(task) == 3
 
 
 def test_every_step_of_an_exposure_ran():
@@ -20,3 +20,4 @@ def test_every_step_of_an_exposure_ran():
     assert {"run", "subtractExposures", "_decorrelate"} <= ran
     # The science exposure came without a PSF, so that the fit of one is compiled too.
     assert task.subtract.metadata["nKernelSources"] > 10
+    assert task.measurement.metadata["nTrails"] == 1
