@@ -62,6 +62,10 @@ class MaskedImage:
         """Return fresh, writable arrays."""
         return MaskedImage(self.image.copy(), self.mask.copy(), self.variance.copy())
 
+    def scaled(self, factor: float) -> "MaskedImage":
+        """Return fresh arrays, the image times `factor` and the variance times its square."""
+        return MaskedImage(self.image * np.float32(factor), self.mask.copy(), self.variance * np.float32(factor**2))
+
     def cutout(self, box: Box) -> "MaskedImage":
         """Return views of the pixels of `box`, which must lie inside."""
         rows, columns = box.slices

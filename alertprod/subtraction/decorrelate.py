@@ -324,7 +324,12 @@ def compute_mean_variance(plane: FloatArray, ignored: BoolArray) -> float:
     """
     stride = max(1, int(np.sqrt(plane.size / 1_000_000)))
     plane, ignored = plane[::stride, ::stride], ignored[::stride, ::stride]
-    values = plane[~(ignored | without_weight(plane))].astype(float)
+    return clipped_mean(plane[~(ignored | without_weight(plane))])
+
+
+def clipped_mean(values: FloatArray) -> float:
+    """Return the mean, clipped three times at 3 sigma; NaN where there are no values."""
+    values = values.astype(float)
     for _ in range(3):
         if values.size > 1:
             values = values[np.abs(values - values.mean()) <= 3.0 * values.std() + 1e-6 * abs(values.mean())]
@@ -374,7 +379,7 @@ def _mean_variances(
         columns = slice(max(0, column - reach_x // 2), min(nx, column + reach_x // 2 + 1))
         means[i] = compute_mean_variance(plane[rows, columns], ignored[rows, columns])
     if np.isnan(means).all():
-        raise UnusableExposure(name, "variance plane", "it has no usable pixel")
+        raise UnusableExposure(name, "variance", "its plane has no usable pixel")
     # A place without data takes the mean of the others.
     return np.where(np.isnan(means), np.nanmean(means), means)
 

@@ -16,7 +16,7 @@ from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import ConvolvedPsf
 from alertprod.subtraction.alard_lupton import convolve_masked_image
-from alertprod.subtraction.config import AlardLuptonConfig
+from alertprod.subtraction.config import AlardLuptonConfig, MatchConfig
 from alertprod.subtraction.convolve import grow_mask
 from alertprod.subtraction.spatial import SpatialKernel
 
@@ -50,7 +50,7 @@ def preconvolve(
     psf: PointSpreadFunction,
     *,
     gaussian: bool = False,
-    config: AlardLuptonConfig | None = None,
+    config: MatchConfig | None = None,
 ) -> Preconvolved:
     """Correlate an image with its PSF.
 
@@ -82,7 +82,7 @@ def preconvolve(
     x, y = psf.average_position
     image = psf.compute_kernel_image(x=x, y=y)
     if not (np.isfinite(image).all() and image.sum() > 0):
-        raise UnusableExposure("science", "PSF", f"its image at x {x:.1f}, y {y:.1f} has the sum {image.sum():.3g}")
+        raise UnusableExposure("science", "psf", f"its image at x {x:.1f}, y {y:.1f} has the sum {image.sum():.3g}")
     if gaussian:
         drawn = GaussianPsf.from_sigma(psf.compute_sigma(), size=psf.size)
         image = drawn.compute_kernel_image(x=x, y=y)

@@ -261,28 +261,9 @@ class ImagePsfMatchTask(Task):
         return settings
 
     def _put_on_grid(self, template: Exposure, science: Exposure, *, doWarping: bool) -> Exposure:
-        """Return the template on the science exposure's pixels: itself where it is on them."""
-        if science.psf is None or template.psf is None:
-            which = "science" if science.psf is None else "template"
-            raise TaskError(f"the {which} exposure has no psf")
-        check_pair(science, template, same_grid=False)
-        same_shape = science.shape == template.shape
-        offset = compute_grid_offset(science, template)
-        if same_shape and offset <= GRID_TOLERANCE_PIXELS:
-            return template
-        if not doWarping:
-            if not same_shape:
-                raise ExposureMismatch("shape", science.shape, template.shape)
-            raise TaskError(
-                f"the template is up to {offset:.3g} pixels off the science exposure's grid, and not to be warped"
-            )
-        if science.wcs is None or template.wcs is None:
-            # Without world coordinates nothing says where the one lies on the other.
-            raise ExposureMismatch("shape", science.shape, template.shape)
-        warped = warp_exposure(template, science.wcs, science.shape, n_threads=self.makeSettings().n_threads)
-        if not ((warped.mask & plane_bits("NO_DATA")) == 0).any():
-            raise TaskError("the template does not overlap the science exposure")
-        self.log.debug("template of shape %s warped, %.3g pixels off", template.shape, offset)
+        warped = put_on_grid(template, science, doWarping=doWarping, nThreads=self.makeSettings().n_threads)
+        if warped is not template:
+            self.log.debug("template of shape %s warped", template.shape)
         return warped
 
     def _arguments(
@@ -368,6 +349,44 @@ class ImagePsfMatchTask(Task):
                 fit.condition_number,
                 settings.max_spatial_condition_number,
             )
+
+
+def put_on_grid(template: Exposure, science: Exposure, *, doWarping: bool, nThreads: int) -> Exposure:
+    """Return a template on the science exposure's pixels: itself where it is on them, otherwise warped.
+
+    Parameters
+    ----------
+    doWarping
+        Warp a template of another grid; off, that is an error.
+
+    Raises
+    ------
+    ExposureMismatch
+        Raised if the bands differ, or the shapes without warping or without world coordinates.
+    TaskError
+        Raised if an exposure has no PSF, if grids differ and are not to be warped, or do not overlap.
+    """
+    if science.psf is None or template.psf is None:
+        which = "science" if science.psf is None else "template"
+        raise TaskError(f"the {which} exposure has no psf")
+    check_pair(science, template, same_grid=False)
+    same_shape = science.shape == template.shape
+    offset = compute_grid_offset(science, template)
+    if same_shape and offset <= GRID_TOLERANCE_PIXELS:
+        return template
+    if not doWarping:
+        if not same_shape:
+            raise ExposureMismatch("shape", science.shape, template.shape)
+        raise TaskError(
+            f"the template is up to {offset:.3g} pixels off the science exposure's grid, and not to be warped"
+        )
+    if science.wcs is None or template.wcs is None:
+        # Without world coordinates nothing says where the one lies on the other.
+        raise ExposureMismatch("shape", science.shape, template.shape)
+    warped = warp_exposure(template, science.wcs, science.shape, n_threads=nThreads)
+    if not ((warped.mask & plane_bits("NO_DATA")) == 0).any():
+        raise TaskError("the template does not overlap the science exposure")
+    return warped
 
 
 def _rescale(template: Exposure, matched: Exposure, match: MatchResult) -> Exposure:

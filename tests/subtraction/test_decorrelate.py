@@ -410,4 +410,4 @@ def test_a_variance_plane_without_a_usable_pixel_is_named(rng):
     )
     with pytest.raises(UnusableExposure) as caught:
         whiten(difference, science_plane, 0 * template_plane, kernel)
-    assert caught.value.args[:2] == ("template", "variance plane")
+    assert caught.value.args[:2] == ("template", "variance")

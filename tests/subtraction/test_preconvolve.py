@@ -104,5 +104,5 @@ def test_bad_pixels_are_replaced_before_and_flagged_as_far_as_they_matter(rng):
 
 @pytest.mark.parametrize("scale", [np.nan, 0.0, -1.0])
 def test_a_psf_that_is_none_is_named(rng, scale):
-    with pytest.raises(UnusableExposure, match="science exposure: PSF"):
+    with pytest.raises(UnusableExposure, match="science exposure: psf"):
         preconvolve(make_image(rng), CometPsf(scale))
