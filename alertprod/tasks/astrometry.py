@@ -3,12 +3,13 @@
 from typing import ClassVar
 
 import numpy as np
-from lsst.pex.config import Config, RangeField
+from lsst.pex.config import Config, DictField, Field, RangeField
 
 from alertprod.errors import TaskError
 from alertprod.images.exposure import Exposure
 from alertprod.measurement.catalog import Catalog
 from alertprod.tasks.match_sources import SourceMatches, match_sources
+from alertprod.tasks.plugins import open_reference_catalog
 from alertprod.tasks.reference_loader import ReferenceLoader
 from alertprod.tasks.sources import add_sky_positions
 from alertprod.tasks.task import Struct, Task, timeMethod
@@ -27,6 +28,36 @@ class AstrometryConfig(Config):
     margin = RangeField(
         dtype=float, default=10.0, min=0.0, doc="Reference objects are loaded this far beyond the corners, arcsec"
     )
+
+
+class LoadReferenceObjectsConfig(Config):
+    """Which reference catalogue there is, and how to read it."""
+
+    uri = Field(dtype=str, default=None, optional=True, doc="A table file, a path or any fsspec URI; none by default")
+    columns = DictField(
+        keytype=str,
+        itemtype=str,
+        default={},
+        doc='Names in the file of what is called otherwise there: {"ra_deg": "RAJ2000", "mag_g": "gmag"}',
+    )
+    epochMjdTai = Field(
+        dtype=float,
+        default=None,
+        optional=True,
+        doc="Epoch of its positions, MJD, for proper motions, where the file has no column epoch_mjd_tai",
+    )
+
+    def makeLoader(self) -> ReferenceLoader | None:
+        """Open the catalogue; None where the configuration names none.
+
+        Raises
+        ------
+        ConfigError
+            Raised if it cannot be read.
+        """
+        if self.uri is None:
+            return None
+        return open_reference_catalog(self.uri, columns=dict(self.columns), epoch_mjd_tai=self.epochMjdTai)
 
 
 class AstrometryTask(Task):

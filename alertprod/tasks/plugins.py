@@ -1,24 +1,31 @@
 """Repositories and displays by entry point: tasks use what other packages, and higher layers of this one, announce.
 
 Groups: `alertprod.repositories`, a callable ``(uri, *, output=None) -> Butler``; `alertprod.displays`, a callable
-``(directory) -> Display``.
+``(directory) -> Display``; `alertprod.reference_catalogs`, a callable ``(uri, *, columns, epoch_mjd_tai) ->
+ReferenceLoader``.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from alertprod.errors import ConfigError
 from alertprod.tasks.protocols import Butler, Display
+from alertprod.tasks.reference_loader import ReferenceLoader
 
 REPOSITORIES = "alertprod.repositories"
 DISPLAYS = "alertprod.displays"
+REFERENCE_CATALOGS = "alertprod.reference_catalogs"
 
 DEFAULT_REPOSITORY = "folder"
 """The kind of a repository whose name does not begin with one."""
 
 DEFAULT_DISPLAY = "png"
 """Draws into files, which need no screen."""
+
+DEFAULT_REFERENCE_CATALOG = "table"
+"""Reads one table file."""
 
 
 def open_repository(uri: str, *, output: str | None = None) -> Butler:
@@ -53,6 +60,26 @@ def open_display(directory: str | Path) -> Display:
     """
     display: Display = _load(DISPLAYS, DEFAULT_DISPLAY)(Path(directory))
     return display
+
+
+def open_reference_catalog(uri: str, *, columns: Mapping[str, str], epoch_mjd_tai: float | None) -> ReferenceLoader:
+    """Open the reference catalogue that is one table file.
+
+    Parameters
+    ----------
+    columns
+        Names in the file of what is called otherwise there.
+    epoch_mjd_tai
+        Epoch of the positions, where the file has no column of it.
+
+    Raises
+    ------
+    ConfigError
+        Raised if there is none, or it cannot be read.
+    """
+    open_table = _load(REFERENCE_CATALOGS, DEFAULT_REFERENCE_CATALOG)
+    loader: ReferenceLoader = open_table(uri, columns=columns, epoch_mjd_tai=epoch_mjd_tai)
+    return loader
 
 
 def _load(group: str, name: str) -> Any:

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+from astropy.table import Table
 
-from alertprod.errors import TaskError
+from alertprod.errors import ConfigError, TaskError
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement.catalog import Catalog
-from alertprod.tasks.astrometry import AstrometryConfig, AstrometryTask
+from alertprod.tasks.astrometry import AstrometryConfig, AstrometryTask, LoadReferenceObjectsConfig
 from alertprod.tasks.reference_loader import REFERENCE_COLUMNS
 from alertprod.tasks.sources import make_source_catalog
 
@@ -65,3 +66,19 @@ def test_what_is_missing_is_named():
         AstrometryTask().loadAndMatch(make_exposure(), sources)
     with pytest.raises(TaskError, match="no world coordinates"):
         AstrometryTask(refObjLoader=Loader()).loadAndMatch(make_exposure(wcs=None), sources)
+
+
+def test_the_catalogue_that_the_configuration_names_is_opened(tmp_path):
+    ra, dec = WCS.pixel_to_sky(x=X, y=Y)
+    Table({"RA": ra, "DE": dec, "g": [1.0, 2.0, 3.0, 4.0], "r": [0.5, 0.5, 0.5, 0.5]}).write(tmp_path / "stars.ecsv")
+    config = LoadReferenceObjectsConfig()
+    assert config.makeLoader() is None
+    config.uri = str(tmp_path / "stars.ecsv")
+    config.columns = {"ra_deg": "RA", "dec_deg": "DE", "mag_g": "g", "mag_r": "r"}
+    found = AstrometryTask(refObjLoader=config.makeLoader()).loadAndMatch(
+        make_exposure(), make_source_catalog(x=X, y=Y)
+    )
+    assert found.matches.first["g_minus_r"].tolist() == [0.5, 1.5, 2.5, 3.5]
+    config.uri = str(tmp_path / "missing.ecsv")
+    with pytest.raises(ConfigError, match="no such file"):
+        config.makeLoader()
