@@ -1,8 +1,8 @@
 """The simulation that the reference task's own tests draw: few point sources, Gaussian PSFs, white noise, one grid.
 
 256 x 256 pixels, 20 sources of flux 500 to 1000, noise 1, variance plane sqrt(|image|) + noise². The pixels have none of
-the sources' own noise, so the plane is too large under them, as it is there. The reference's templates reach 20 pixels
-beyond the science image; here both have one box, and the border only keeps the sources off the edges.
+the sources' own noise, so the plane is too large under them, as it is there. Its templates reach 20 pixels beyond the
+science image; here both have one box.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,9 @@ GOOD, MID, BAD = 2.0, 2.4, 2.8
 """Sigmas of the PSFs, pixels."""
 
 SHAPE = (256, 256)
-TEMPLATE_BORDER = 20
 KERNEL_STAMP = 31
+"""Sources stay half of it off the edges."""
+
 FLUX_LEVEL, FLUX_RANGE = 500.0, 2.0
 
 BACKGROUND = (2.2, 2.1, 2.0, 1.2, 1.1, 1.0)
@@ -74,11 +75,11 @@ def make_sky(
     background
         Parameters of an order-2 Chebyshev surface to add.
     """
-    rng = np.random.default_rng(seed)
-    margin = KERNEL_STAMP / 2 + TEMPLATE_BORDER + 1
-    random_x = rng.uniform(margin, shape[1] - margin, n_sources)
-    random_y = rng.uniform(margin, shape[0] - margin, n_sources)
-    flux = flux_level * rng.uniform(1.0, flux_range, n_sources)
+    rng = np.random.RandomState(seed)  # the reference's generator: its seeds give its skies
+    margin = KERNEL_STAMP / 2 + 1
+    random_x = margin + rng.rand(n_sources) * (shape[1] - 2 * margin)
+    random_y = margin + rng.rand(n_sources) * (shape[0] - 2 * margin)
+    flux = flux_level * (1.0 + rng.rand(n_sources) * (flux_range - 1.0))
     x = (random_x if x is None else x) + shift[0]
     y = (random_y if y is None else y) + shift[1]
     psf = GaussianPsf.from_sigma(psf_sigma)

@@ -179,7 +179,6 @@ def test_the_factor_of_a_wrong_variance_plane_is_found():
         assert sky_variance(lying, sky) == pytest.approx(1.0, rel=0.1)
 
 
-@pytest.mark.xfail(reason="the template's DETECTED plane is cleared before its variance is scaled: stars count as sky")
 def test_a_scaled_template_variance_reaches_the_difference():
     factor = 1.345
     science, template = make_sky(psf_sigma=MID), make_template(psf_sigma=GOOD)
@@ -187,6 +186,15 @@ def test_a_scaled_template_variance_reaches_the_difference():
     ran = subtract(science, divide_variance(template, factor), task=made)
     assert made.metadata["scaleTemplateVarianceFactor"] == pytest.approx(factor, abs=0.05)
     assert sky_variance(ran.subtractedExposure, science) == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.mark.xfail(reason="the template's DETECTED plane is cleared before its variance is scaled: stars count as sky")
+def test_detected_stars_of_a_template_do_not_count_for_its_noise():
+    template = make_template(psf_sigma=GOOD)
+    made = make_task(doScaleTemplateVariance=True)
+    subtract(make_sky(psf_sigma=MID), template, task=made)
+    expected = ScaleVarianceTask().run(template.exposure.copy().masked_image)
+    assert made.metadata["scaleTemplateVarianceFactor"] == pytest.approx(expected, rel=1e-6)
 
 
 # -- background --
@@ -222,9 +230,8 @@ def test_a_template_far_too_broad_leaves_much_of_the_stars_or_is_refused(sigma):
     try:
         ratio = footprint_ratio(sigma)
     except BadSubtraction as refused:
-        assert refused.quantity == "kernel sum"
-    else:
-        assert ratio > 0.12
+        ratio = np.inf if refused.quantity == "kernel sum" else 0.0
+    assert ratio > 0.12
 
 
 def test_limiting_magnitudes_follow_their_formula():
