@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export NUMBA_NUM_THREADS ?= 2
 
-.PHONY: help run install test lint typecheck check format constraints clean
+.PHONY: help run install test lint typecheck check quality format constraints clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,13 @@ typecheck: $(VENV)/.installed-dev  ## Types
 check: $(VENV)/.installed-dev  ## The tests alone; ARGS passes options on to pytest
 	$(BIN)/pytest $(ARGS)
 
+SEEDS ?= 1
+SIZE ?= 1024
+REGIMES ?= ordinary
+OUT ?= .cache/quality
+quality: $(VENV)/.installed-bench  ## Science quality against truth and peers: SEEDS=11-15 SIZE=4096 REGIMES=all OUT=DIR, or DATA=DIR
+	$(BIN)/python tests/benchmarks/quality --seeds $(SEEDS) --size $(SIZE) --regimes $(REGIMES) --out $(OUT) $(if $(DATA),--real $(DATA)) $(ARGS)
+
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -51,3 +58,7 @@ $(VENV)/.installed: pyproject.toml ops/constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml ops/constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e '.[test,dev,parquet,postgres]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml ops/constraints.txt | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e '.[test,dev,parquet,postgres,bench]'
+	@touch $@
