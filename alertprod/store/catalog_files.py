@@ -1,6 +1,6 @@
-"""Catalogs in table files: ECSV, which people read, and Parquet, which programs read fast.
+"""Catalogs in table files: ECSV, which people read and this package too, and Parquet, for the programs of others.
 
-Both open in any reader of their kind; the list of columns lies beside the data, so that what comes back is what went in.
+In ECSV the list of columns lies beside the data, so that what comes back is what went in.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def save_catalog(catalog: Catalog, path: Path) -> None:
 
 
 def load_catalog(path: Path) -> Catalog:
-    """Load a catalog that `save_catalog` has saved, or any table: its own names, types and units are the columns then.
+    """Load a catalog that `save_catalog` has saved as ECSV, or any such table: its own columns are the columns then.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def load_catalog(path: Path) -> Catalog:
         Raised if the file cannot be read as a table, or is not what its list of columns says.
     """
     try:
-        table = Table.read(path, format=_FORMATS[path.suffix])
+        table = Table.read(path, format="ascii.ecsv")
         columns = _read_columns(table)
         catalog = Catalog(columns, len(table))
         for column in columns:
@@ -77,7 +77,8 @@ def _read_columns(table: Table) -> list[Column]:
 
 def _read_values(values: Any, column: Column) -> Any:
     if column.dtype == "O":
-        return np.array([str(value) or None for value in values] or [None], dtype=object)[: len(values)]
+        texts = [None if value is np.ma.masked or value == "" else str(value) for value in values]
+        return np.array([*texts, None], dtype=object)[:-1]
     if np.ma.isMaskedArray(values):  # blank cells
         blank = Catalog([column], len(values))[column.name]
         return np.where(np.ma.getmaskarray(values), blank, np.ma.getdata(values))

@@ -41,7 +41,7 @@ def save_dataset(obj: Any, stem: Path, *, backup: bool = False) -> None:
     if suffix is None:
         raise TypeError(f"{stem.name} is a {type(obj).__name__}, which is not kept in files")
     path = stem.with_name(stem.name + suffix)
-    with translated_errors(str(path)):
+    with _translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if backup and path.exists():
             _back_up(path)
@@ -63,7 +63,7 @@ def load_dataset(path: Path) -> Any:
     ImageNotYetAvailable, StoreUnavailable, CorruptImage
         Raised if it is gone or cannot be read.
     """
-    with translated_errors(str(path)):
+    with _translated(path):
         return _READERS[path.suffix](path)
 
 
@@ -76,6 +76,16 @@ def written(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Translate what the disk raises; what else goes wrong is a bug and stays one."""
+    try:
+        yield
+    except OSError:
+        with translated_errors(str(path)):
+            raise
 
 
 def _back_up(path: Path) -> None:

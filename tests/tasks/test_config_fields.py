@@ -1,5 +1,6 @@
 """Task configuration from dataclasses, and overrides by dotted names."""
 
+import pickle
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +11,7 @@ from alertprod.detection.detect import DetectionConfig
 from alertprod.errors import ConfigError
 from alertprod.measurement.measure import MeasurementConfig
 from alertprod.subtraction.config import AlardLuptonConfig
-from alertprod.tasks.config_fields import apply_overrides, make_config_class
+from alertprod.tasks.config_fields import apply_overrides, make_config_class, read_settings, set_fields, validate_config
 from alertprod.tasks.dipole_fit import DipoleFitConfig
 from alertprod.tasks.image_difference import ImageDifferenceConfig
 from alertprod.tasks.image_psf_match import PsfMatchConfigAL
@@ -180,11 +181,11 @@ def test_overrides_that_only_fit_together_are_accepted_in_any_order():
         ("doMeasurement", 1, "doMeasurement", "incorrect type int"),
         ("requiredTemplateFraction", None, "requiredTemplateFraction", "cannot be None"),
         ("requiredTemplateFraction", 1.5, "requiredTemplateFraction", "outside of valid range"),
-        ("subtract", "zogy", "subtract", "Unknown key 'zogy'"),
-        ("subtract.zogy.mode", "auto", "subtract.zogy.mode", "'zogy' is not one of ['al']"),
-        ("subtract.mode", "auto", "subtract.mode", "a choice has .name or one of ['al']"),
+        ("subtract", "guesswork", "subtract", "Unknown key 'guesswork'"),
+        ("subtract.guesswork.mode", "auto", "subtract.guesswork.mode", "'guesswork' is not one of ['al'"),
+        ("subtract.mode", "auto", "subtract.mode", "a choice has .name or one of ['al'"),
         ("subtract.al.mode", "sideways", "subtract.al.mode", "not allowed"),
-        ("subtract.al.kernel.DF.kernelSize", 21, "subtract.al.kernel.DF.kernelSize", "not one of ['AL']"),
+        ("subtract.al.kernel.XX.kernelSize", 21, "subtract.al.kernel.XX.kernelSize", "'XX' is not one of ['AL'"),
         ("subtract.al.kernel.AL.kernelSize", 20, "subtract.al.kernel.AL.kernelSize", "20 is not an odd number"),
         ("subtract.al.kernel.AL.alardDegGauss", [4, 2], "subtract.al.kernel.AL.alardDegGauss", "2 values for"),
         ("subtract.al.kernel.AL.badMaskPlanes", ["NOPE"], "subtract.al.kernel.AL.badMaskPlanes", "there is no NOPE"),
@@ -202,3 +203,49 @@ def test_a_bad_override_names_file_field_and_problem(name, value, field, problem
     assert problem in caught.value.problem
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"night.toml: {field}: ")
+
+
+def test_words_of_a_command_line_are_values_or_text():
+    said = ["a.number=3", "a.list=[1, 2]", "flag=False", "none=None", "text=al", "equation=x=y", "blank="]
+    assert read_settings(said, source="-c") == {
+        "a.number": 3,
+        "a.list": [1, 2],
+        "flag": False,
+        "none": None,
+        "text": "al",
+        "equation": "x=y",
+        "blank": "",
+    }
+
+
+@pytest.mark.parametrize("word", ["doMerge", "=3", ""])
+def test_a_word_without_a_value_or_name_is_named(word):
+    with pytest.raises(ConfigError, match="NAME=VALUE is needed"):
+        read_settings([word], source="-c")
+
+
+def test_fields_may_contradict_one_another_until_the_whole_is_validated():
+    config = ImageDifferenceConfig()
+    set_fields(config, {"doDetection": False}, source="-c")
+    with pytest.raises(ConfigError, match="doDetection"):
+        validate_config(config, source="-c")
+
+
+def test_a_plain_error_of_a_tasks_own_check_names_the_configuration():
+    class Picky(DipoleFitConfig):
+        def validate(self):
+            raise ValueError("never right")
+
+    with pytest.raises(ConfigError, match="-c: Picky: never right"):
+        validate_config(Picky(), source="-c")
+
+
+def test_made_configurations_are_saved_and_read_again():
+    config = ImageDifferenceConfig()
+    config.detection.thresholdValue = 7.5
+    config.subtract["al"].kernel["AL"].kernelSize = 25
+    text = config.saveToString()
+    again = ImageDifferenceConfig()
+    again.loadFromString(text)
+    assert again.compare(config)
+    assert pickle.loads(pickle.dumps(config)).compare(config)

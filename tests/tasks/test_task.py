@@ -1,11 +1,14 @@
 """The base of all tasks: names, configuration, metadata, timers, subtasks."""
 
 import logging
+import pickle
 import time
 
 import pytest
-from lsst.pex.config import Config, ConfigurableField, Field
+from lsst.pex.config import Config, ConfigField, ConfigurableField, Field
 
+from alertprod.measurement.catalog import Catalog
+from alertprod.tasks.sources import SOURCE_COLUMNS
 from alertprod.tasks.task import Struct, Task, timeMethod
 
 
@@ -21,6 +24,9 @@ class LeafConfig(Config):
 class Leaf(Task):
     ConfigClass = LeafConfig
     _DefaultName = "leaf"
+
+    def getSchemaCatalogs(self):  # noqa: N802  the task interface's name
+        return {f"{self.getName()}_src": Catalog(SOURCE_COLUMNS, 0)}
 
     @timeMethod
     def run(self, *, fail=False):
@@ -42,7 +48,12 @@ class Branch(Task):
         self.makeSubtask("leaf")
 
 
+class ResourceConfig(Config):
+    cores = Field(dtype=int, default=4, doc="Cores")
+
+
 class TreeConfig(Config):
+    resources = ConfigField(dtype=ResourceConfig, doc="What it needs")
     branch = ConfigurableField(target=Branch, doc="A branch")
     leaf = Leaf.makeField("Another leaf")
 
@@ -120,6 +131,45 @@ def test_arguments_of_a_subtask_reach_it():
     branch.config = config
     branch.makeSubtask("leaf", colour="red")
     assert branch.leaf.colour == "red"
+
+
+def test_configuration_and_parent_of_a_subtask_are_not_to_be_given():
+    tree = Tree()
+    for name, value in (("config", LeafConfig()), ("parentTask", Tree()), ("name", "other")):
+        with pytest.raises(TypeError):
+            tree.makeSubtask("leaf", **{name: value})
+
+
+def test_schemas_of_the_hierarchy_are_the_same_from_any_level():
+    tree = Tree()
+    assert tree.getSchemaCatalogs() == {}
+    for task in (tree, tree.branch, tree.branch.leaf):
+        assert {name: catalog.columns for name, catalog in task.getAllSchemaCatalogs().items()} == {
+            "leaf_src": SOURCE_COLUMNS
+        }
+
+
+def test_resources_are_the_configurations_if_it_has_any():
+    assert Tree().getResourceConfig().cores == 4
+    assert Leaf().getResourceConfig() is None
+
+
+def test_a_pickled_task_is_made_again_with_its_configuration_and_name():
+    config = TreeConfig()
+    config.branch.value.leaf.value.number = 7
+    tree = Tree(config, name="oak")
+    tree.metadata["n"] = 1
+    again = pickle.loads(pickle.dumps(tree))
+    assert again.branch.leaf.config.number == 7
+    assert again.branch.leaf.getFullName() == "oak.branch.leaf"
+    assert set(again.getTaskDict()) == {"oak", "oak.branch", "oak.branch.leaf", "oak.leaf"}
+    assert again.metadata == {}
+
+
+def test_a_pickled_subtask_brings_its_parents():
+    again = pickle.loads(pickle.dumps(Tree().branch.leaf))
+    assert again.getFullName() == "tree.branch.leaf"
+    assert "tree.branch" in again.getTaskDict()
 
 
 def test_a_field_made_by_a_task_has_that_task_as_its_target():
