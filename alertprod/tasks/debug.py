@@ -29,7 +29,7 @@ class DebugOptions:
     DiaSources and on the sky."""
 
     showDiaSources: bool = True
-    """Pulls of science image, matched template and difference at each of the most significant DiaSources."""
+    """Science image, matched template and difference at each of the most significant DiaSources."""
 
     showDipoles: bool = True
     """The difference with a line from each dipole's negative to its positive lobe."""
@@ -83,11 +83,9 @@ def run_debug(
     if found is None:
         return
     if options.showDiaSources:
-        shown = np.argsort(-np.nan_to_num(found["snr"], nan=-np.inf), kind="stable")[: options.maxDiaSources]
         given = {"science": science, "template": template, "difference": difference}
         images = {name: image for name, image in given.items() if image is not None}
-        sheet, markers = make_stamp_sheet(list(images.values()), found.select(np.sort(shown)))
-        display.show(f"{of}DiaSources: {', '.join(images)}", sheet, markers=markers)
+        display.stamps(f"{of}DiaSources", images, label_dia_sources(found, most=options.maxDiaSources))
     if options.showDipoles and found["is_dipole"].any():
         markers, segments = mark_dipoles(found)
         display.show(
@@ -120,8 +118,8 @@ def mark_dipoles(sources: Catalog) -> tuple[list[Marker], list[Segment]]:
         if not np.isfinite(ends).all():
             continue
         segments.append(Segment(ends[0], ends[1], ends[2], ends[3], "cyan"))
-        markers.append(Marker(ends[0], ends[1], "o", "red"))
-        markers.append(Marker(ends[2], ends[3], "o", "yellow"))
+        markers.append(Marker(ends[0], ends[1], "+", "red"))
+        markers.append(Marker(ends[2], ends[3], "+", "yellow"))
     return markers, segments
 
 
@@ -143,60 +141,22 @@ def collect_residuals(difference: Exposure, places: dict[str, Catalog | None]) -
     return samples
 
 
-def make_stamp_sheet(
-    exposures: Sequence[Exposure], sources: Catalog, *, per_row: int = 6
-) -> tuple[FloatArray, list[Marker]]:
-    """Return a sheet of stamps about DiaSources, those of one side by side, and their labels.
-
-    Parameters
-    ----------
-    exposures
-        On one grid.
-    sources
-        `DIA_SOURCE_COLUMNS`, one entry each, in rows from the top of a picture whose first row is at the bottom.
-    per_row
-        DiaSources in one row of the sheet.
-
-    Returns
-    -------
-    sheet
-        Pulls about each image's median, so that one brightness scale suits all; NaN off the images.
-    markers
-        Labels: significance, and whether it is a dipole.
-    """
-    images = []
-    for exposure in exposures:
-        pulls = _compute_pulls(exposure)
-        finite = pulls[np.isfinite(pulls)]
-        images.append(pulls - (np.median(finite) if finite.size else 0.0))
-    side, gap = _STAMP_SIDE, 2
-    width, height = len(images) * (side + 1) + gap, side + gap + _LABEL_HEIGHT
-    n_rows = -(-sources.n_rows // per_row)
-    sheet = np.full((n_rows * height, min(per_row, sources.n_rows) * width), np.nan, dtype=np.float32)
+def label_dia_sources(sources: Catalog, *, most: int) -> list[Marker]:
+    """Return marks with labels, significance and kind, of the `most` most significant DiaSources, these first."""
+    placed = np.flatnonzero(np.isfinite(sources["x"]) & np.isfinite(sources["y"]))
+    order = placed[np.argsort(-np.nan_to_num(sources["snr"][placed], nan=-np.inf), kind="stable")][:most]
     markers = []
-    for k in range(sources.n_rows):
-        row, column = divmod(k, per_row)
-        top, left = (n_rows - 1 - row) * height, column * width
-        for j, image in enumerate(images):
-            stamp = _cut(image, x=float(sources["x"][k]), y=float(sources["y"][k]), side=side)
-            x_min = left + j * (side + 1)
-            sheet[top : top + side, x_min : x_min + side] = stamp
-        kind = " dipole" if sources["is_dipole"][k] else ""
-        label = f"{sources['snr'][k]:.1f}{kind}"
-        colour = "red" if sources["is_negative"][k] else "yellow"
-        markers.append(Marker(float(left), float(top + side), "", colour, label))
-    return sheet, markers
+    for i in order:
+        kind = " dipole" if sources["is_dipole"][i] else ""
+        colour = "red" if sources["is_negative"][i] else "yellow"
+        x, y = float(sources["x"][i]), float(sources["y"][i])
+        markers.append(Marker(x, y, "", colour, f"{sources['snr'][i]:.1f}{kind}"))
+    return markers
 
 
 _MARKED_FLAGS = ("interpolated", "saturated", "cr")
 
 _BAD_PLANES = ("BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
-
-_STAMP_SIDE = 31
-"""Pixels: a PSF and its surroundings."""
-
-_LABEL_HEIGHT = 8
-"""Rows of the sheet above a stamp."""
 
 
 def _describe(exposure: Exposure) -> str:
@@ -229,17 +189,3 @@ def _near(shape: tuple[int, int], *, x: FloatArray, y: FloatArray, radius: float
             v, u = np.mgrid[box.y_min : box.y_max, box.x_min : box.x_max]
             near[box.slices] |= np.hypot(u - one_x, v - one_y) <= radius
     return near
-
-
-def _cut(image: FloatArray, *, x: float, y: float, side: int) -> FloatArray:
-    """Return the square about a point, NaN where it reaches off the image."""
-    stamp = np.full((side, side), np.nan, dtype=np.float32)
-    if not (np.isfinite(x) and np.isfinite(y)):
-        return stamp
-    box = Box.centered(x=x, y=y, size=side)
-    inside = box.intersection(Box.from_shape(image.shape))
-    if inside.area:
-        rows = slice(inside.y_min - box.y_min, inside.y_max - box.y_min)
-        columns = slice(inside.x_min - box.x_min, inside.x_max - box.x_min)
-        stamp[rows, columns] = image[inside.slices]
-    return stamp

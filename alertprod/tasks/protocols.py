@@ -188,6 +188,20 @@ class Display(Protocol):
         """
         ...
 
+    def stamps(self, title: str, images: Mapping[str, Exposure], markers: Sequence[Marker], /) -> None:
+        """Draw squares about each marker, cut out of every image and side by side.
+
+        Parameters
+        ----------
+        title
+            Names the picture.
+        images
+            Exposures of one grid by what they are: "science", "template", "difference".
+        markers
+            Where to cut, and the label of each group of squares.
+        """
+        ...
+
     def histogram(self, title: str, samples: Mapping[str, FloatArray], /) -> None:
         """Draw how samples of pulls (values over their standard errors) are distributed, beside the unit normal.
 

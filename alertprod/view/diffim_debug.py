@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alertprod._typing import FloatArray, IntArray
+from alertprod.geometry.box import Box
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.tasks.protocols import Marker, Segment
-from alertprod.view.pair import _average_down
-from alertprod.view.stretch import compute_center_and_noise
+from alertprod.view.pair import _average_down, _compute_pulls
+from alertprod.view.stretch import compute_center_and_noise, stretch_sky
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +42,15 @@ _MASK_COLORS: Mapping[str, tuple[float, float, float]] = {
     "NO_DATA": (1.0, 0.6, 0.0),
 }
 """Planes that are shown; where a pixel has several, the last one."""
+
+_SKY_RANGE = (-0.5, 3.6)
+"""Of stretched science images and templates: from two below the noise's median to a star of 70 times the noise."""
+
+_STAMP_SIDE = 31
+"""Pixels: a PSF and its surroundings."""
+
+_LABEL_HEIGHT = 8
+"""Rows of a sheet above each stamp."""
 
 _SAMPLE_COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#7f7f7f", "#9467bd")
 
@@ -75,6 +86,10 @@ class PngDisplay:
             title, image, markers=markers, segments=segments, mask_opacity=1.0 - maskTransparency / 100.0
         )
         self._save(figure, title)
+
+    def stamps(self, title: str, images: Mapping[str, Exposure], markers: Sequence[Marker], /) -> None:
+        """Draw squares about each marker; see `Display.stamps`."""
+        self._save(plot_stamps(title, images, markers), title)
 
     def histogram(self, title: str, samples: Mapping[str, FloatArray], /) -> None:
         """Draw distributions of pulls; see `Display.histogram`."""
@@ -137,6 +152,66 @@ def plot_image(
     panel.set_title(title, fontsize=10)
     panel.tick_params(labelsize=7.5)
     return figure
+
+
+def plot_stamps(title: str, images: Mapping[str, Exposure], markers: Sequence[Marker], *, per_row: int = 6) -> Figure:
+    """Draw a sheet of stamps, a group for each marker, the first on top.
+
+    Notes
+    -----
+    The difference is linear from minus to plus six times each pixel's standard error, black to white; the others are
+    stretched about their own levels, in units of one noise, so that a change shows by eye.
+    """
+    from matplotlib.figure import Figure  # late: plots are for a few commands
+
+    shades = _shade(images)
+    group, height = len(images) * (_STAMP_SIDE + 1) + 2, _STAMP_SIDE + _LABEL_HEIGHT
+    n_columns, n_rows = min(per_row, len(markers)), -(-len(markers) // per_row)
+    sheet = np.full((n_rows * height, n_columns * group), np.nan, dtype=np.float32)
+    labels = []
+    for k, marker in enumerate(markers):
+        row, column = divmod(k, per_row)
+        bottom, left = (n_rows - 1 - row) * height, column * group
+        for j, shade in enumerate(shades):
+            first = left + j * (_STAMP_SIDE + 1)
+            sheet[bottom : bottom + _STAMP_SIDE, first : first + _STAMP_SIDE] = _cut(shade, x=marker.x, y=marker.y)
+        labels.append(replace(marker, x=left, y=bottom + _STAMP_SIDE, symbol=""))
+    width_inches = 12.0 * max(1, n_columns) / per_row + 0.5
+    figure = Figure(
+        figsize=(width_inches, width_inches * sheet.shape[0] / sheet.shape[1] + 0.5), dpi=130, layout="constrained"
+    )
+    panel = figure.subplots()
+    panel.imshow(sheet, origin="lower", cmap="gray", vmin=-1.0, vmax=1.0, interpolation="nearest")
+    panel.set_facecolor("#c9d6e2")
+    panel.set_axis_off()
+    _draw_marks(panel, labels, ())
+    panel.set_title(f"{title} ({', '.join(images)})", fontsize=10)
+    return figure
+
+
+def _shade(images: Mapping[str, Exposure]) -> list[FloatArray]:
+    """Return images in shades from -1, black, to 1, white."""
+    levels = {name: compute_center_and_noise(image.image) for name, image in images.items()}
+    shades = []
+    for name, image in images.items():
+        if name == "difference":
+            shades.append(_compute_pulls(image) / _LIMIT)
+        else:
+            low, high = _SKY_RANGE
+            stretched = stretch_sky(image.image, center=levels[name][0], noise=levels.get("science", levels[name])[1])
+            shades.append(2.0 * (stretched - low) / (high - low) - 1.0)
+    return shades
+
+
+def _cut(image: FloatArray, *, x: float, y: float) -> FloatArray:
+    """Return the square about a point, NaN where it reaches off the image."""
+    stamp = np.full((_STAMP_SIDE, _STAMP_SIDE), np.nan, dtype=np.float32)
+    box = Box.centered(x=x, y=y, size=_STAMP_SIDE)
+    inside = box.intersection(Box.from_shape(image.shape))
+    if inside.area:
+        rows = slice(inside.y_min - box.y_min, inside.y_max - box.y_min)
+        stamp[rows, inside.x_min - box.x_min : inside.x_max - box.x_min] = image[inside.slices]
+    return stamp
 
 
 def plot_pulls(title: str, samples: Mapping[str, FloatArray]) -> Figure:

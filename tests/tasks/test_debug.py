@@ -13,7 +13,7 @@ from alertprod.psf.analytic import GaussianPsf
 from alertprod.tasks.debug import (
     DebugOptions,
     collect_residuals,
-    make_stamp_sheet,
+    label_dia_sources,
     mark_dia_sources,
     mark_dipoles,
     run_debug,
@@ -27,10 +27,13 @@ ON = DebugOptions(display=True)
 
 class Recorder:
     def __init__(self):
-        self.shown, self.histograms = {}, {}
+        self.shown, self.stamped, self.histograms = {}, {}, {}
 
     def show(self, title, image, /, *, markers=(), segments=(), maskTransparency=100.0):
         self.shown[title] = (image, list(markers), list(segments), maskTransparency)
+
+    def stamps(self, title, images, markers, /):
+        self.stamped[title] = (images, markers)
 
     def histogram(self, title, samples, /):
         self.histograms[title] = samples
@@ -65,6 +68,7 @@ def test_nothing_is_drawn_unless_asked_for(given):
     settings = {"display": display, "options": ON, "difference": make_exposure(), **given}
     run_debug(settings.pop("display"), settings.pop("options"), **settings, diaSources=make_sources())
     assert not display.shown
+    assert not display.stamped
     assert not display.histograms
 
 
@@ -72,11 +76,9 @@ def test_every_picture_is_named_after_its_exposure():
     display = Recorder()
     images = {"difference": make_exposure(), "science": make_exposure(seed=2), "template": make_exposure(seed=3)}
     run_debug(display, ON, **images, diaSources=make_dipoles())
-    assert list(display.shown) == [
-        "visit 12 detector 3 difference",
-        "visit 12 detector 3 DiaSources: science, template, difference",
-        "visit 12 detector 3 dipoles",
-    ]
+    assert list(display.shown) == ["visit 12 detector 3 difference", "visit 12 detector 3 dipoles"]
+    stamped, _ = display.stamped["visit 12 detector 3 DiaSources"]
+    assert stamped == {name: images[name] for name in ("science", "template", "difference")}
     assert list(display.histograms) == ["visit 12 detector 3 residuals"]
     image, markers, segments, transparency = display.shown["visit 12 detector 3 difference"]
     assert image is images["difference"]
@@ -91,7 +93,7 @@ def test_each_option_draws_one_picture(option):
     off = dict.fromkeys(("showSubtracted", "showPixelResiduals", "showDiaSources", "showDipoles"), False)
     options = replace(ON, **{**off, option: True})
     run_debug(display, options, difference=make_exposure(), diaSources=make_dipoles())
-    assert len(display.shown) + len(display.histograms) == 1
+    assert len(display.shown) + len(display.stamped) + len(display.histograms) == 1
 
 
 def test_an_exposure_without_dia_sources_still_shows_its_difference():
@@ -159,33 +161,21 @@ def test_stars_off_the_image_and_without_a_place_count_for_nothing():
     assert samples["stars"].size == 17  # a quarter of the disk, with its axes
 
 
-def test_a_sheet_has_the_pixels_of_each_image_side_by_side():
-    science, difference = make_exposure(level=500.0, seed=4), make_exposure(seed=5)
-    science.image[50, 50] = 500.0 + 40.0
-    difference.image[50, 50] = -60.0
-    sources = make_sources(7)
-    sources["is_dipole"][1], sources["is_negative"][2] = True, True
-    sheet, markers = make_stamp_sheet([science, difference], sources, per_row=4)
-    assert [marker.label for marker in markers[:3]] == ["5.0", "6.0 dipole", "7.0"]
-    assert markers[2].colour == "red"
-    height, width = sheet.shape[0] // 2, sheet.shape[1] // 4
-    assert (markers[4].x, markers[0].x) == (0.0, 0.0)
-    assert markers[0].y - markers[4].y == height  # the first row is on top
-    # The second source, at (50, 50): the middles of its stamps, as pulls about the image's level.
-    left = width
-    bottom = height
-    assert sheet[bottom + 15, left + 15] == pytest.approx(20.0, abs=0.2)
-    assert sheet[bottom + 15, left + 32 + 15] == pytest.approx(-30.0, abs=0.2)
-    # Sources beyond the border have no pixels there.
-    assert np.isnan(sheet[:height, left * 2 : left * 2 + 31]).any()
-
-
-def test_the_most_significant_are_shown_where_there_are_too_many():
+def test_the_most_significant_are_stamped_first_and_labelled():
+    sources = make_sources(6)
+    sources["is_dipole"][3], sources["is_negative"][4] = True, True
+    sources["x"][5], sources["snr"][0] = np.nan, np.nan
+    assert label_dia_sources(sources, most=3) == [
+        Marker(140.0, 80.0, "", "red", "9.0"),
+        Marker(110.0, 70.0, "", "yellow", "8.0 dipole"),
+        Marker(80.0, 60.0, "", "yellow", "7.0"),
+    ]
+    assert label_dia_sources(sources, most=9)[-1].label == "nan"
     display = Recorder()
-    sources = make_sources(4)
     run_debug(display, replace(ON, maxDiaSources=2), difference=make_exposure(), diaSources=sources)
-    _, markers, _, _ = display.shown["visit 12 detector 3 DiaSources: difference"]
-    assert [marker.label for marker in markers] == ["7.0", "8.0"]
+    images, markers = display.stamped["visit 12 detector 3 DiaSources"]
+    assert set(images) == {"difference"}
+    assert len(markers) == 2
 
 
 def test_a_transparency_beyond_percent_is_refused():

@@ -5,7 +5,7 @@ from matplotlib.image import imread
 from alertprod.images.mask import plane_bits
 from alertprod.tasks.debug import DebugOptions, run_debug
 from alertprod.tasks.protocols import Marker, Segment
-from alertprod.view.diffim_debug import PngDisplay, _paint_mask, plot_image, plot_pulls
+from alertprod.view.diffim_debug import PngDisplay, _paint_mask, plot_image, plot_pulls, plot_stamps
 
 
 def test_rundebug_writes_its_pictures(pair, tmp_path):
@@ -19,7 +19,7 @@ def test_rundebug_writes_its_pictures(pair, tmp_path):
     )
     names = sorted(path.name for path in (tmp_path / "debug").iterdir())
     # One of the four is called a dipole, without fitted lobes.
-    assert names == ["DiaSources_science_template_difference.png", "difference.png", "dipoles.png", "residuals.png"]
+    assert names == ["DiaSources.png", "difference.png", "dipoles.png", "residuals.png"]
     pixels = imread(tmp_path / "debug" / "difference.png")
     assert np.ptp(pixels[..., 0]) > 0.9
 
@@ -68,6 +68,29 @@ def test_a_large_image_is_averaged_down_and_keeps_its_coordinates():
     assert panel.images[0].get_array().shape == (500, 1000)
     assert panel.images[0].get_extent() == [-0.5, 2999.5, -0.5, 1499.5]
     assert panel.get_xlim() == (-0.5, 3000.5)
+
+
+def test_stamps_of_each_image_stand_side_by_side(pair):
+    science, difference = pair["science"].copy(), pair["difference"].copy()
+    difference.image[100, 50] = 3.0 * np.sqrt(difference.variance[100, 50])
+    markers = [Marker(50.2, 99.8, "", "red", f"{k}") for k in range(6)] + [Marker(1.0, 2.0, "", "red", "corner")]
+    panel = plot_stamps("title", {"science": science, "difference": difference}, markers).axes[0]
+    sheet = panel.images[0].get_array().filled(np.nan)
+    assert sheet.shape == (2 * 39, 6 * 66)
+    assert panel.images[0].get_clim() == (-1.0, 1.0)
+    # Half of six standard errors, in the middle of the second stamp of the first group, which is on top.
+    assert sheet[39 + 15, 32 + 15] == pytest.approx(0.5)
+    assert np.isnan(sheet[:31, :31]).sum() == 31 * 31 - 17 * 18  # off the image
+    assert [text.get_text() for text in panel.texts] == ["0", "1", "2", "3", "4", "5", "corner"]
+    assert panel.get_title() == "title (science, difference)"
+
+
+def test_a_change_shows_between_science_and_template(pair):
+    science = pair["science"].copy()
+    science.image[150, 150] += 500.0
+    sheet = plot_stamps("title", {"science": science, "template": pair["template"]}, [Marker(150.0, 150.0)]).axes[0]
+    pixels = sheet.images[0].get_array()
+    assert pixels[15, 15] > pixels[15, 32 + 15] + 0.5
 
 
 def test_pulls_are_densities_with_their_median_and_width():
