@@ -41,7 +41,7 @@ class CmdLineTask(Task):
     display: Display | None = None
     """Where `runDebug` draws; nowhere without ``--debug``."""
 
-    debugOptions: DebugOptions = DebugOptions()
+    debug: DebugOptions = DebugOptions()
     """What `runDebug` draws; with ``--debug`` everything."""
 
     @classmethod

@@ -97,7 +97,7 @@ class TaskRunner:
         task = self.TaskClass(config=self.config, log=self.log, **self.getTaskKeyArgs(parsedCmd, args))
         if self.debug is not None:
             task.display = open_display(self.debug)
-            task.debugOptions = DebugOptions(display=True)
+            task.debug = DebugOptions(display=True)
         return task
 
     def getTaskKeyArgs(self, parsedCmd: argparse.Namespace | None, args: Target | None) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def test_pictures_go_into_the_folder_that_is_named(run, tmp_path):
     done = run("--id", "visit=3", "--debug", str(tmp_path / "pictures"))
     task = done.taskRunner.makeTask()
     assert isinstance(task.display, PngDisplay)
-    assert task.debugOptions.display
+    assert task.debug.display
     assert LevelTask().display is None
 
 
