@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alertprod.geometry.sphere import separation_arcsec, sky_positions, unit_vectors
+from alertprod.geometry.sphere import east_and_north, separation_arcsec, sky_positions, unit_vectors
 
 ras, decs = st.floats(0.0, 360.0, exclude_max=True), st.floats(-90.0, 90.0)
 
@@ -51,3 +51,11 @@ def test_arrays_keep_their_shape():
 def test_vectors_need_not_be_of_unit_length():
     ra, dec = sky_positions(3.0 * unit_vectors(123.0, -45.0))
     assert (ra, dec) == (pytest.approx(123.0), pytest.approx(-45.0))
+
+
+@given(ras, decs)
+def test_east_north_and_up_are_a_right_handed_frame(ra, dec):
+    east, north = east_and_north(ra, dec)
+    np.testing.assert_allclose(np.stack([east, north]) @ np.stack([east, north]).T, np.eye(2), atol=1e-14)
+    np.testing.assert_allclose(np.cross(east, north), unit_vectors(ra, dec), atol=1e-14)
+    assert north[2] >= -1e-16  # towards the pole
