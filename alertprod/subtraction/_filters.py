@@ -11,6 +11,11 @@ from alertprod._typing import FloatArray
 TRUNCATION = 1e-3
 """Share of a filter's absolute sum that may be cut off."""
 
+MENDED_EXTENT = 0.1
+"""A pixel that was replaced from its neighbours counts as bad as far as the filter is above this fraction of its peak.
+What is left of the error beyond stays below 5 sigma for stars of peaks up to a thousand sigma; as far as the mask of
+a hole spreads, single bad pixels would take a fifth of a detector that has one in a thousand."""
+
 
 def transform_side(kernels: Sequence[FloatArray]) -> int:
     """Return a side of transforms on which what is made of filters has room for its wings."""

@@ -1,4 +1,4 @@
-"""Kernels known at the middles of cells and interpolated between them, so that no seam shows.
+"""Kernels known at the corners of cells and interpolated between them, so that no seam shows.
 
 As with `SpatialKernel`, light is spread by the kernel of the place where it comes from. Unlike a polynomial, a grid of
 cells follows whatever the PSF does, to the cells' size.
@@ -17,14 +17,15 @@ from alertprod.subtraction.spatial import SpatialKernel
 
 @dataclass(frozen=True, slots=True)
 class CellKernel:
-    """A convolution kernel that is interpolated linearly, in x and in y, between the middles of cells.
+    """A convolution kernel that is interpolated linearly, in x and in y, between the corners of cells.
 
     Parameters
     ----------
     images
-        float64, shape ``(n_y, n_x, size, size)``, size odd: the kernel at the middle of each cell.
+        float64, shape ``(n_y, n_x, size, size)``, size odd: the kernel at each corner.
     x, y
-        Where the middles are, ``(n_x,)`` and ``(n_y,)``, rising. Beyond the outermost ones the kernel does not vary.
+        Where the corners are, ``(n_x,)`` and ``(n_y,)``, rising. Beyond the outermost ones the kernel does not vary; a
+        single one is a kernel that does not vary at all.
     """
 
     images: FloatArray
@@ -47,16 +48,16 @@ class CellKernel:
         return CellKernel(self.images[:, :, ::-1, ::-1], self.x, self.y)
 
     def scaled(self, factors: FloatArray) -> "CellKernel":
-        """Return the kernel times a number for each cell, ``(n_y, n_x)``."""
+        """Return the kernel times a number for each corner, ``(n_y, n_x)``."""
         return CellKernel(self.images * factors[:, :, None, None], self.x, self.y)
 
     def squared(self, truncation: float) -> "CellKernel":
-        """Return the kernel that propagates variance: each cell's pixelwise square, `truncation` of it cut off.
+        """Return the kernel that propagates variance: each corner's pixelwise square, `truncation` of it cut off.
 
         Notes
         -----
-        The sums are kept. Between cells the square is interpolated, not the kernel: neighbouring cells differ too
-        little for the difference to show.
+        The sums are kept. Between corners the square is interpolated, not the kernel: neighbours differ too little
+        for the difference to show.
         """
         images = self.images.reshape(-1, self.size, self.size) ** 2
         cropped = crop_kernels(images, truncation)
@@ -64,7 +65,7 @@ class CellKernel:
         return CellKernel(cropped.reshape(*self.images.shape[:2], *cropped.shape[1:]), self.x, self.y)
 
     def compute_extent(self, fraction: float) -> float:
-        """Return the radius in pixels beyond which each cell's kernel stays below `fraction` of its peak."""
+        """Return the radius in pixels beyond which each corner's kernel stays below `fraction` of its peak."""
         magnitude = np.abs(self.images)
         peak = magnitude.max(axis=(2, 3), keepdims=True)
         above = np.any(magnitude >= fraction * peak, axis=(0, 1))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-from alertprod._typing import FloatArray, IntArray
+from alertprod._typing import FloatArray
 from alertprod.errors import BadSubtraction, UnusableExposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
@@ -30,7 +30,7 @@ _BORDER_SIGMAS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ZogyKernels:
-    """Kernels of each cell, all of unit sum.
+    """Kernels at each corner of the cells, all of unit sum.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class ZogyKernels:
     score_science, score_template
         What takes the two images to the score: the kernels above, correlated with `psf`.
     science_variance, template_variance
-        Mean variances, mean over the cells.
+        Mean variances, mean over the corners.
     """
 
     science: CellKernel
@@ -61,17 +61,16 @@ def make_kernels(
     template_psf: PointSpreadFunction,
     config: ZogyConfig,
 ) -> ZogyKernels:
-    """Compute the kernels of every cell, a single one without `do_spatial_grid`.
+    """Compute the kernels at every corner of the cells, without `do_spatial_grid` those of the middle.
 
     Raises
     ------
     UnusableExposure, BadSubtraction
         See `alertprod.subtraction.zogy.subtract_zogy`.
     """
-    edges_y, edges_x = _cell_edges(science.shape, science_psf, template_psf, config)
-    y, x = (edges_y[1:] + edges_y[:-1] - 1) / 2, (edges_x[1:] + edges_x[:-1] - 1) / 2
-    v_n = _mean_variances(science, edges_y, edges_x, "science", config)
-    v_r = _mean_variances(template, edges_y, edges_x, "template", config)
+    y, x = _place_nodes(science.shape, science_psf, template_psf, config)
+    v_n = _mean_variances(science, y, x, "science", config)
+    v_r = _mean_variances(template, y, x, "template", config)
     kernels_n, kernels_r, psfs_n = [], [], []
     for k, (y_k, x_k) in enumerate((y_k, x_k) for y_k in y for x_k in x):
         p_n, p_r = _draw(science_psf, "science", x=x_k, y=y_k), _draw(template_psf, "template", x=x_k, y=y_k)
@@ -152,35 +151,39 @@ def _spectrum(image: FloatArray, side: int) -> FloatArray:
     return scipy.fft.rfft2(np.roll(padded, (-half, -half), axis=(0, 1)))
 
 
-def _cell_edges(
+def _place_nodes(
     shape: tuple[int, int], science_psf: PointSpreadFunction, template_psf: PointSpreadFunction, config: ZogyConfig
-) -> tuple[IntArray, IntArray]:
-    """Return the rows and columns where cells begin, and the last one's end."""
+) -> tuple[FloatArray, FloatArray]:
+    """Return y and x of the cells' corners, or of the image's middle."""
     if not config.do_spatial_grid:
-        return np.array([0, shape[0]]), np.array([0, shape[1]])
+        return np.array([(shape[0] - 1) / 2]), np.array([(shape[1] - 1) / 2])
     psfs = (science_psf, template_psf)
     border = max(_BORDER_SIGMAS * max(psf.compute_sigma() for psf in psfs), *(psf.size for psf in psfs))
-    edges = []
-    for length in shape:
-        n_cells = max(1, round(length / (config.grid_inner_size * border)))
-        edges.append(np.round(np.linspace(0, length, n_cells + 1)).astype(int))
-    return edges[0], edges[1]
+    n_cells = [max(1, round(length / (config.grid_inner_size * border))) for length in shape]
+    y, x = (np.linspace(0.0, length - 1.0, n + 1) for length, n in zip(shape, n_cells, strict=True))
+    return y, x
 
 
-def _mean_variances(
-    image: MaskedImage, edges_y: IntArray, edges_x: IntArray, which: str, config: ZogyConfig
-) -> FloatArray:
-    """Return the clipped mean variance of each cell, row by row; a cell without data has that of the others."""
+def _mean_variances(image: MaskedImage, y: FloatArray, x: FloatArray, which: str, config: ZogyConfig) -> FloatArray:
+    """Return the clipped mean variance nearest to each node, row by row; where nothing counts that of the others."""
     ignored = (image.mask & plane_bits(*config.ignore_mask_planes)) != 0
-    cells = [
-        np.s_[top:bottom, left:right]
-        for top, bottom in itertools.pairwise(edges_y)
-        for left, right in itertools.pairwise(edges_x)
-    ]
-    means = np.array([compute_mean_variance(image.variance[cell], ignored[cell]) for cell in cells])
+    ny, nx = image.shape
+    means = np.array(
+        [
+            compute_mean_variance(image.variance[rows, columns], ignored[rows, columns])
+            for rows in _nearest(y, ny)
+            for columns in _nearest(x, nx)
+        ]
+    )
     if np.isnan(means).all():
         raise UnusableExposure(which, "variance", "its plane has no usable pixel")
     return np.where(np.isnan(means), np.nanmean(means), means)
+
+
+def _nearest(nodes: FloatArray, length: int) -> list[slice]:
+    """Return the pixels of an axis that are nearest to each node."""
+    edges = [0, *np.ceil((nodes[1:] + nodes[:-1]) / 2).astype(int), length]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def _draw(psf: PointSpreadFunction, which: str, *, x: float, y: float) -> FloatArray:

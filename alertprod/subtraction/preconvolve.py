@@ -15,15 +15,11 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import ConvolvedPsf
+from alertprod.subtraction._filters import MENDED_EXTENT
 from alertprod.subtraction.alard_lupton import convolve_masked_image
 from alertprod.subtraction.config import AlardLuptonConfig, MatchConfig
 from alertprod.subtraction.convolve import grow_mask
 from alertprod.subtraction.spatial import SpatialKernel
-
-_MENDED_EXTENT = 0.1
-"""A pixel that was replaced from its neighbours counts as bad as far as the filter is above this fraction of its peak.
-What is left of the error beyond stays below 5 sigma for stars of peaks up to a thousand sigma; as far as the mask of
-a hole spreads, single bad pixels would take a fifth of a detector that has one in a thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,5 +87,5 @@ def preconvolve(
     filtered = convolve_masked_image(masked_image, constant, config=config)
     mended = plane_bits(*(plane for plane in config.fill_mask_planes if plane != "NO_DATA"))
     filtered.mask &= np.int32(~mended)
-    filtered.mask |= grow_mask(masked_image.mask & np.int32(mended), constant.compute_extent(_MENDED_EXTENT))
+    filtered.mask |= grow_mask(masked_image.mask & np.int32(mended), constant.compute_extent(MENDED_EXTENT))
     return Preconvolved(filtered, kernel, ConvolvedPsf(psf, constant, size=psf.size + kernel.shape[0] - 1))

@@ -16,7 +16,7 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import ConvolvedPsf
-from alertprod.subtraction._filters import TRUNCATION, convolve_each, crop_kernels
+from alertprod.subtraction._filters import MENDED_EXTENT, TRUNCATION, convolve_each, crop_kernels
 from alertprod.subtraction._zogy_cells import CellKernel
 from alertprod.subtraction._zogy_kernels import ZogyKernels, make_kernels
 from alertprod.subtraction.convolve import fill_bad_pixels, grow_mask
@@ -45,8 +45,8 @@ class ZogyResult:
     science_kernel, template_kernel
         What the two were convolved with, unit sums.
     science_variance, template_variance
-        The mean variances that the kernels were made from, mean over the cells; the template's on the science image's
-        scale.
+        The mean variances that the kernels were made from, on the science image's scale; the mean over the corners of
+        the cells.
     """
 
     difference: MaskedImage
@@ -89,7 +89,8 @@ def subtract_zogy(
     -------
     ZogyResult
         Pixels without data in either image are NaN with NO_DATA and infinite variance; planes spread as far as the
-        kernels reach, and the rim that was made with pixels beyond the border is EDGE. A score is there wherever
+        kernels reach (BAD and CR, filled from neighbours, less), and the rim that was made with pixels beyond the
+        border is EDGE. A score is there wherever
         enough good pixels of the difference are, so beside holes and on small ones too; its mask says where not.
 
     Raises
@@ -165,12 +166,14 @@ def _convolve(image: MaskedImage, kernel: CellKernel, config: ZogyConfig) -> Mas
     no_data = (image.mask & plane_bits("NO_DATA")) != 0
     pixels = kernel.convolve(image.image, mirrored=True, n_threads=config.n_threads)
     variance = _propagate(image.variance, kernel, config)
+    mended = np.int32(plane_bits(*(plane for plane in config.fill_mask_planes if plane != "NO_DATA")))
     # A border of EDGE around the image spreads inwards like every other plane.
-    bordered = np.pad(image.mask, 1, constant_values=plane_bits("EDGE"))
+    bordered = np.pad(image.mask & ~mended, 1, constant_values=plane_bits("EDGE"))
     mask = grow_mask(bordered, kernel.compute_extent(config.kernel_extent_fraction))[1:-1, 1:-1]
+    mask = mask | grow_mask(image.mask & mended, kernel.compute_extent(MENDED_EXTENT))
     pixels[no_data] = np.nan
     variance[no_data] = np.inf
-    return MaskedImage(pixels, np.ascontiguousarray(mask), variance)
+    return MaskedImage(pixels, mask, variance)
 
 
 def _propagate(variance: FloatArray, kernel: CellKernel, config: ZogyConfig) -> FloatArray:

@@ -21,7 +21,8 @@ class ZogyConfig:
     """Greatest distance of the two PSFs' centroids: beyond it every star becomes a dipole."""
 
     do_spatial_grid: bool = False
-    """Compute the kernels in cells, with the PSFs and the noise there; off, those of the middle serve everywhere."""
+    """Compute the kernels at the corners of cells, with the PSFs and the noise there, and interpolate; off, those of the
+    middle serve everywhere."""
 
     grid_inner_size: float = 8.0
     """Side of the cells in units of the border, which is the larger of ten PSF sigmas and the PSF images' sides."""

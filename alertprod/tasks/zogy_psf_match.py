@@ -149,10 +149,10 @@ class ZogyImagePsfMatchTask(Task):
             zogyFluxRatio=ratio,
             # F_D of the paper, for a science exposure of unit flux scale.
             zogyFluxZeroPoint=variance**-0.5,
-            zogyNCells=len(result.science_kernel.x) * len(result.science_kernel.y),
+            zogyGridShape=[len(result.science_kernel.y), len(result.science_kernel.x)],
             zogyKernelSize=max(result.science_kernel.size, result.template_kernel.size),
         )
-        self.log.debug("kernels of %d pixels in %d cells", self.metadata["zogyKernelSize"], self.metadata["zogyNCells"])
+        self.log.debug("kernels of %d pixels, flux ratio %.4g", self.metadata["zogyKernelSize"], ratio)
 
 
 subtractAlgorithmRegistry.register("zogy", ZogyImagePsfMatchTask)

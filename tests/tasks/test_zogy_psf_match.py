@@ -211,8 +211,8 @@ def test_it_is_registered_under_the_field_s_name_and_says_what_it_did(pair):
     assert subtractAlgorithmRegistry["zogy"] is ZogyImagePsfMatchTask
     task = make_task(doSpatialGrid=True, gridInnerSize=2.0)
     task.run(pair.science, pair.template)
-    # PSF images of 21 pixels, the larger border: cells of 42.
-    assert task.metadata["zogyNCells"] == 5 * 5
+    # PSF images of 21 pixels, the larger border: five cells of 42, so six corners.
+    assert task.metadata["zogyGridShape"] == [6, 6]
     # Of the sky 25 and 4, and of the stars what clipping leaves.
     assert 25.0 < task.metadata["zogyScienceVariance"] < 35.0
     variance = task.metadata["zogyScienceVariance"] + task.metadata["zogyTemplateVariance"]
@@ -231,6 +231,6 @@ def test_settings_that_make_no_sense_are_refused():
 def test_the_grid_leaves_an_image_of_uniform_psf_as_it_is(made):
     pair = make_pair()
     on_grid = make_task(doSpatialGrid=True, gridInnerSize=2.0).run(pair.science, pair.template)
-    # Cells see other mean variances, so their kernels differ a little; white noise and fluxes stay.
+    # Corners see other mean variances, so their kernels differ a little; white noise and fluxes stay.
     pulls = (on_grid.diffExp.image - made.diffExp.image) / np.sqrt(made.diffExp.variance)
     assert np.nanstd(pulls) < 0.1
