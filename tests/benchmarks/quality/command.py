@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.quality.methods import METHODS, Method, NotApplicable, make_method
+from benchmarks.quality.pool import pool
 from benchmarks.quality.real import run_real
 from benchmarks.quality.render import make_field
 from benchmarks.quality.scene import REGIMES, SceneParameters, make_scene
-from benchmarks.quality.score import Tally, pool, score
+from benchmarks.quality.score import Tally, score
 from benchmarks.quality.sheet import Section, cut_pictures, make_table, save_contact_sheets, to_html, to_json
 from benchmarks.quality.targets import judge
 from benchmarks.quality.truth import compute_truth
@@ -153,7 +154,7 @@ def choose_regimes(text: str, changes: dict[str, object]) -> dict[str, ScenePara
     names = list(REGIMES) if text == "all" else [name for name in text.replace(" ", ",").split(",") if name]
     unknown = sorted(set(names) - set(REGIMES))
     if unknown or not names:
-        msg = f"there is no regime {', '.join(unknown) or text!r}; there are {', '.join(REGIMES)}"
+        msg = f"there is no regime {', '.join(unknown) or 'in an empty list'}; there are {', '.join(REGIMES)}"
         raise ValueError(msg)
     return {name: replace(REGIMES[name], **changes) for name in names}
 

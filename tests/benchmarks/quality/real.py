@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
-from benchmarks.quality.score import MAX_LAG, Measure, Pulls, Row, compute_correlation, compute_lags, compute_width
+from benchmarks.quality.noise import MAX_LAG, Pulls, compute_correlation, compute_lags, compute_width
+from benchmarks.quality.pool import Measure
+from benchmarks.quality.score import Row
 from benchmarks.quality.score import is_flagged as find_flagged
 from benchmarks.quality.sheet import (
     Picture,

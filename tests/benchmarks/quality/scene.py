@@ -231,12 +231,12 @@ def _make_changes(rng, size, parameters, noise, stars, galaxies) -> Changes:
     hosts = rng.permutation(len(galaxies))
     rows = []
     for i in range(n_transients):
-        # Every other one sits in a galaxy.
-        if i % 2 and len(hosts):
-            candidates = np.stack([galaxies.x[hosts], galaxies.y[hosts]], axis=-1) + rng.normal(0, 2.0, (len(hosts), 2))
-            place = places.take(candidates)
-        else:
-            place = places.take(rng.uniform(EDGE, size - EDGE, (2000, 2)))
+        candidates = rng.uniform(EDGE, size - EDGE, (2000, 2))
+        # Every other one sits in a galaxy, while there are any that are free.
+        if i % 2:
+            in_hosts = np.stack([galaxies.x[hosts], galaxies.y[hosts]], axis=-1)
+            candidates = np.concatenate([in_hosts + rng.normal(0, 2.0, in_hosts.shape), candidates])
+        place = places.take(candidates)
         flux = snr[i] * noise
         now, before = (flux, 0.0) if sign[i] > 0 else (0.0, flux)
         rows.append(("transient", *place, *place, now, before, 0.0, 0.0))

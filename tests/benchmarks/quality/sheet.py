@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.quality.methods import Outcome
+from benchmarks.quality.pool import Measure
 from benchmarks.quality.render import Field
-from benchmarks.quality.score import Measure, Row
+from benchmarks.quality.score import Row
 from benchmarks.quality.targets import Verdict
 from matplotlib.figure import Figure
 from matplotlib.image import imsave

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from benchmarks.quality.score import Measure
+from benchmarks.quality.pool import Measure
 
 TOLERANCE = 2.0
 """Standard errors."""
