@@ -292,12 +292,12 @@ def convolve_stamps(stamps: FloatArray, basis: KernelBasis, side: int) -> FloatA
         n, outer, n_profiles, side
     )
     by_row = np.ascontiguousarray(along_x.transpose(1, 2, 0, 3))
-    raw = np.empty((len(basis), side, n, side))
+    raw = np.empty((len(basis.y_profile), side, n, side))
     for py in np.unique(basis.y_profile):
         # One large product for all raw functions that share a profile in y.
         members = np.flatnonzero(basis.y_profile == py)
         first = by_row[:, basis.x_profile[members]]
         along_y = (band[py].T @ first.reshape(outer, -1)).reshape(side, len(members), n, side)
         raw[members] = along_y.transpose(1, 0, 2, 3)
-    combined = (basis.transform @ raw.reshape(len(basis), -1)).reshape(len(basis), side, n, side)
+    combined = (basis.transform @ raw.reshape(len(raw), -1)).reshape(len(basis), side, n, side)
     return np.ascontiguousarray(combined.transpose(2, 0, 1, 3))

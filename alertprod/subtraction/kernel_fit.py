@@ -23,7 +23,7 @@ from alertprod.subtraction.regularization import compute_risks, eliminate_backgr
 from alertprod.subtraction.spatial import SpatialBackground, SpatialKernel
 from alertprod.subtraction.stamp_equations import build_equations, estimate_flux_ratio
 
-_RISK_STARS = 12
+_RISK_STARS = 6
 """Stars, the first that the cells offer, on which the strength of the regularisation is chosen: a strength that is
 right to some ten per cent is as good as the best."""
 

@@ -5,6 +5,7 @@ from alertprod.geometry.box import Box
 from alertprod.subtraction.spatial import (
     SpatialBackground,
     SpatialKernel,
+    chebyshev_from,
     count_terms,
     evaluate_polynomial,
     spatial_terms,
@@ -62,3 +63,20 @@ def test_kernel_sum_is_that_of_the_middle_by_default(rng):
     kernel = SpatialKernel(rng.normal(size=(3, 5, 5)), 1, BOX)
     assert kernel.kernel_sum() == pytest.approx(kernel.terms[0].sum())
     assert kernel.scaled(2.0).kernel_sum(x=1.0, y=2.0) == pytest.approx(2.0 * kernel(1.0, 2.0).sum())
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_coefficients_of_plain_powers_become_those_of_chebyshev_polynomials(rng, order):
+    box = Box.from_shape((50, 80))
+    x, y = rng.uniform(0, 79, 30), rng.uniform(0, 49, 30)
+    coefficients = rng.normal(size=count_terms(order))
+    powers = spatial_terms(order, box, x=x, y=y, model="polynomial") @ coefficients
+    changed = spatial_terms(order, box, x=x, y=y) @ (chebyshev_from("polynomial", order) @ coefficients)
+    np.testing.assert_allclose(changed, powers, atol=1e-12)
+    np.testing.assert_array_equal(chebyshev_from("chebyshev1", order), np.eye(count_terms(order)))
+
+
+def test_plain_powers_are_of_coordinates_from_minus_one_to_one():
+    box = Box.from_shape((11, 21))
+    terms = spatial_terms(2, box, x=np.array([15.0]), y=np.array([2.0]), model="polynomial")[0]
+    np.testing.assert_allclose(terms, [1.0, 0.5, -0.6, 0.25, -0.3, 0.36])

@@ -97,3 +97,69 @@ def test_selected_and_joined_equations_are_those_of_the_stars(basis, rng, make_f
     joined = equations.select(odd).joined(equations.select(~odd))
     assert sorted(joined.index) == sorted(equations.index)
     assert joined.matrix.shape == equations.matrix.shape
+
+
+def test_a_second_pass_takes_the_noise_from_each_stars_own_kernel(basis, rng, make_field, make_psf):
+    field = make_field(rng, shape=(200, 200), n=6, flux=(5000.0, 9000.0))
+    source = field.observe(make_psf(2.0), noise=2.0, rng=rng)
+    target = field.observe(make_psf(2.4), noise=1.0, rng=rng)
+    once, _ = equations_of(basis, source, target, field.x, field.y)
+    twice, _ = equations_of(basis, source, target, field.x, field.y, iterate_single_kernel=True)
+    kernels = once.own_coefficients[:, : len(basis)]
+    power = np.einsum("ni,ij,nj->n", kernels, basis.gram, kernels)
+    np.testing.assert_allclose(once.noise, once.n_pixels * 4.0 / (1.0 + basis.first_power * 4.0), rtol=1e-6)
+    np.testing.assert_allclose(twice.noise, once.n_pixels * 4.0 / (1.0 + power * 4.0), rtol=1e-6)
+
+
+def test_core_statistics_are_of_the_pixels_near_the_star(basis, rng, make_field, make_psf):
+    field = make_field(rng, shape=(150, 150), n=3, flux=(3000.0, 4000.0))
+    source = field.observe(make_psf(2.0), noise=1.0, rng=rng)
+    target = field.observe(make_psf(2.4), noise=1.0, rng=rng)
+    whole, candidates = equations_of(basis, source, target, field.x, field.y)
+    core, _ = equations_of(basis, source, target, field.x, field.y, use_core_stats=True, candidate_core_radius=4)
+    np.testing.assert_array_equal(core.matrix, whole.matrix)
+    assert (whole.n_tested == 17**2).all()
+    assert (core.n_tested == 9**2).all()
+    coefficients = rng.normal(size=(len(core), len(basis) + N_LOCAL_BACKGROUND)) * 0.1
+    _, rms = core.measure_residuals(coefficients)
+    stamps, source_variance, data, variance, _ = candidates.extract(core.index)
+    inner = (slice(4, 13), slice(4, 13))
+    for n in range(len(core)):
+        kernel = np.tensordot(coefficients[n, : len(basis)], basis.images, axes=1)
+        sky = (coefficients[n, len(basis) :] @ local_background(17)).reshape(17, 17)
+        model = convolve2d(stamps[n], kernel, mode="valid") + sky
+        pulls = (data[n] - model) / np.sqrt(variance[n] + basis.first_power * source_variance[n])
+        assert rms[n] == pytest.approx(np.sqrt((pulls[inner] ** 2).mean()), rel=1e-9)
+
+
+def test_equations_in_other_combinations_are_those_of_the_combined_kernels(basis, rng, make_field, make_psf):
+    field = make_field(rng, shape=(150, 150), n=3, flux=(3000.0, 4000.0))
+    source = field.observe(make_psf(2.0), noise=1.0, rng=rng)
+    target = field.observe(make_psf(2.4), noise=1.0, rng=rng)
+    equations, candidates = equations_of(basis, source, target, field.x, field.y)
+    combinations = np.eye(len(basis))[:4] + np.r_[0.0, rng.normal(size=len(basis) - 1)] * 0.1
+    combined = basis.recombined(combinations)
+    config = AlardLuptonConfig()
+    found = equations.projected(combinations, combined, flux_ratio=1.0, config=config)
+    expected = build_equations(candidates, equations.index, combined, flux_ratio=1.0, config=config)
+    # The two weigh the noise with the leading kernel of their own; here it is nearly the same, and so is not compared.
+    scale = np.abs(expected.matrix).max()
+    ratio = equations.noise / expected.noise
+    np.testing.assert_allclose(found.matrix, expected.matrix * ratio[:, None, None], atol=1e-9 * scale)
+    np.testing.assert_allclose(
+        found.vector, expected.vector * ratio[:, None], atol=1e-9 * np.abs(expected.vector).max()
+    )
+
+
+@pytest.mark.parametrize("kind", ["EIGENVALUE", "SVD"])
+def test_condition_numbers_do_not_depend_on_units(basis, rng, make_field, make_psf, kind):
+    field = make_field(rng, shape=(150, 150), n=3, flux=(3000.0, 4000.0))
+    source = field.observe(make_psf(2.0), noise=1.0, rng=rng)
+    target = field.observe(make_psf(2.4), noise=1.0, rng=rng)
+    settings = {"check_condition_number": True, "condition_number_type": kind}
+    equations, _ = equations_of(basis, source, target, field.x, field.y, **settings)
+    scale = np.sqrt(np.einsum("nii->ni", equations.matrix))
+    scaled = equations.matrix / (scale[:, :, None] * scale[:, None, :])
+    np.testing.assert_allclose(equations.own_condition, np.linalg.cond(scaled), rtol=1e-6)
+    unasked, _ = equations_of(basis, source, target, field.x, field.y)
+    assert np.isnan(unasked.own_condition).all()
