@@ -7,18 +7,16 @@ import numpy as np
 
 from alertprod.association.forced import PsfPhotometer
 from alertprod.images.exposure import Exposure
-from alertprod.images.mask import plane_bits
-from alertprod.images.photo_calib import AB_ZERO_POINT_NJY
 from alertprod.measurement.catalog import Catalog
 from alertprod.subtraction.alard_lupton import MatchResult
-from alertprod.tasks.image_difference import NOT_SKY_PLANES, ImageDifferenceTask
+from alertprod.tasks.image_difference import ImageDifferenceTask
 
 _STAGE_OF_TIMER: Mapping[str, str] = {
-    "characterize:run": "psf",
-    "characterize:selectKernelSources": "select",
-    "_decorrelate": "decorrelate",
-    "detection:run": "detect",
-    "measurement:run": "measure",
+    "characterizeScience": "psf",
+    "characterizeTemplate": "psf",
+    "decorrelate:run": "decorrelate",
+    "detect": "detect",
+    "measure": "measure",
 }
 """Metric stages by the task timers they are taken from, without the top-level task's name."""
 
@@ -73,37 +71,32 @@ def difference_exposures(
         Raised as by `ImageDifferenceTask.run`.
     """
     task.checkTemplateIsSufficient(template)
-    characterized = task.characterize.run(science)
-    seconds = dict(task.durations())
-    science = characterized.exposure
-    template = task.characterize.subtractSky(template)
-    if template.psf is None:
-        template = task.characterize.run(template).exposure
-        seconds["template"] = task.durations()[f"{task.getName()}:characterize:run"]
+    ready = task.characterizeInputs(science, template)
     result = task.run(
-        exposure=science,
-        selectSources=characterized.selectSources,
-        templateExposure=template,
+        exposure=ready.exposure,
+        selectSources=ready.selectSources,
+        templateExposure=ready.templateExposure,
         idFactory=id_factory,
         calexpBackgroundExposure=background,
     )
-    seconds.update(task.durations())
-    stages = {
-        stage: seconds[f"{task.getName()}:{timer}"]
-        for timer, stage in _STAGE_OF_TIMER.items()
-        if f"{task.getName()}:{timer}" in seconds
-    }
-    stages["psf"] = stages.get("psf", 0.0) + seconds.get("template", 0.0)
-    match: MatchResult = result.subtractRes.match
-    stages["match"] = match.seconds["fit"]
-    stages["subtract"] = match.seconds["convolve"] + match.seconds["subtract"]
+    stages: dict[str, float] = {}
+    for timer, seconds in task.durations().items():
+        stage = _STAGE_OF_TIMER.get(timer.removeprefix(f"{task.getName()}:"))
+        if stage is not None:
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    match: MatchResult | None = getattr(result.subtractRes, "match", None)
+    if match is None:
+        stages["subtract"] = task.durations()[f"{task.getName()}:subtract:run"]
+    else:
+        stages["match"] = match.seconds["fit"]
+        stages["subtract"] = match.seconds["convolve"] + match.seconds["subtract"]
     difference = result.subtractedExposure
     info = replace(
         difference.info,
         provenance={
             **difference.info.provenance,
             **({"template_zero_point": "nominal"} if template.photo_calib.is_nominal else {}),
-            "convolved": match.convolved,
+            "convolved": "both" if match is None else match.convolved,
         },
     )
     return Differenced(
@@ -111,54 +104,39 @@ def difference_exposures(
         template=result.templateExposure,
         difference=replace(difference, info=info),
         sources=result.diaSources,
-        figures=_compute_figures(task, science, template, difference, match, result.diaSources),
+        figures=_compute_figures(task, ready.exposure, ready.templateExposure, match, result.diaSources),
         stage_seconds=stages,
     )
 
 
 def _compute_figures(
-    task: ImageDifferenceTask,
-    science: Exposure,
-    template: Exposure,
-    difference: Exposure,
-    match: MatchResult,
-    sources: Catalog,
+    task: ImageDifferenceTask, science: Exposure, template: Exposure, match: MatchResult | None, sources: Catalog
 ) -> dict[str, float]:
     """Return the exposure's figures; what cannot be computed is left out."""
-    # The ratio of the photometric scales as calibrated: 1 where both zero points are right.
-    scale = science.photo_calib.njy_per_count / template.photo_calib.njy_per_count
-    kernel_sum = match.kernel_sum * scale if match.convolved == "template" else scale / match.kernel_sum
+    metadata = task.metadata
     figures = {
-        "kernel_sum": kernel_sum,
-        "residual_ratio": float(np.median(match.residual_rms)) if len(match.residual_rms) else float("nan"),
-        "pull_width": task.metadata["pullWidth"],
+        "pull_width": metadata["pullWidth"],
         "n_sources": float(sources.n_rows),
-        "limiting_magnitude": _compute_limiting_magnitude(difference),
-        "n_kernel_sources": float(len(match.used)),
-        "n_kernel_sources_rejected": float(len(match.rejected)),
-        "kernel_condition_number": float(match.condition_number),
-        "template_coverage": task.metadata["templateCoverage"],
+        "limiting_magnitude": metadata["differenceLimitingMagnitude"],
+        "template_coverage": metadata["templateCoverage"],
         "science_fwhm_pixels": _fwhm(science),
         "template_fwhm_pixels": _fwhm(template),
     }
-    if "scaleDiffimVarianceFactor" in task.metadata:
-        figures["variance_scale"] = task.metadata["scaleDiffimVarianceFactor"]
-    if "noiseCorrelation" in task.scaleVariance.metadata:
-        figures["noise_correlation"] = task.scaleVariance.metadata["noiseCorrelation"]
+    if match is not None:
+        # The ratio of the photometric scales as calibrated: 1 where both zero points are right.
+        scale = science.photo_calib.njy_per_count / template.photo_calib.njy_per_count
+        figures |= {
+            "kernel_sum": match.kernel_sum * scale if match.convolved == "template" else scale / match.kernel_sum,
+            "residual_ratio": task.subtract.metadata["kernelResidualRms"],
+            "n_kernel_sources": float(len(match.used)),
+            "n_kernel_sources_rejected": float(len(match.rejected)),
+            "kernel_condition_number": float(match.condition_number),
+        }
+    if "scaleDiffimVarianceFactor" in metadata:
+        figures["variance_scale"] = metadata["scaleDiffimVarianceFactor"]
+        figures["noise_correlation"] = task.scaleVariance.metadata.get("noiseCorrelation", float("nan"))
     return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
 def _fwhm(exposure: Exposure) -> float:
     return exposure.psf.compute_fwhm() if exposure.psf is not None else float("nan")
-
-
-def _compute_limiting_magnitude(difference: Exposure) -> float:
-    """Return the AB magnitude of a point source of 5 sigma on the sky of the difference."""
-    masked_image = difference.masked_image
-    good = masked_image.usable(plane_bits(*NOT_SKY_PLANES))
-    if not good.any() or difference.psf is None:
-        return float("nan")
-    x, y = difference.psf.average_position
-    power = float((difference.psf.compute_kernel_image(x=x, y=y) ** 2).sum())
-    sigma = np.sqrt(float(np.median(masked_image.variance[good])) / power) * difference.photo_calib.njy_per_count
-    return float(AB_ZERO_POINT_NJY - 2.5 * np.log10(5.0 * sigma))

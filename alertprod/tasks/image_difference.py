@@ -4,127 +4,149 @@ The difference is always science minus template. Inputs are never changed: what 
 copies first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from lsst.pex.config import Config, ConfigurableField, Field, FieldValidationError, RangeField, RegistryField
+from lsst.pex.config import Config
 
-from alertprod.detection.background import estimate_background
-from alertprod.errors import NoTemplateCoverage, TaskError
+from alertprod.errors import ExposureMismatch, NoTemplateCoverage, TaskError
 from alertprod.ids import IdFactory
+from alertprod.images.ap_corr import ApCorrMap
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
-from alertprod.images.photo_calib import PhotoCalib
-from alertprod.measurement.catalog import Catalog
-from alertprod.subtraction.decorrelate import decorrelate
+from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
+from alertprod.psf.model import PointSpreadFunction
+from alertprod.tasks.apply_ap_corr import ApplyApCorrTask
+from alertprod.tasks.argument_parser import ArgumentParser
+from alertprod.tasks.astrometry import AstrometryTask
 from alertprod.tasks.characterize import CharacterizeTask
+from alertprod.tasks.cmd_line_task import CmdLineTask
+from alertprod.tasks.data_ids import format_data_id
+from alertprod.tasks.debug import run_debug
+from alertprod.tasks.decorrelate import DecorrelateALKernelSpatialTask
+from alertprod.tasks.detect_steps import detect, judge_kernel, measure, record_metrics
 from alertprod.tasks.dipole_fit import DipoleFitTask
-from alertprod.tasks.image_psf_match import subtractAlgorithmRegistry
-from alertprod.tasks.scale_variance import ScaleVarianceTask, compute_pull_width
+from alertprod.tasks.find_cosmic_rays import FindCosmicRaysTask
+from alertprod.tasks.find_glint_trails import FindGlintTrailsTask
+from alertprod.tasks.forced_measurement import ForcedMeasurementTask
+from alertprod.tasks.get_template import GetCoaddAsTemplateTask
+from alertprod.tasks.image_difference_config import ImageDifferenceConfig
+from alertprod.tasks.input_checks import check_pair, check_science, check_template
+from alertprod.tasks.protocols import Butler, DataId, DataRef, QuantumContext
+from alertprod.tasks.reference_loader import ReferenceLoader
+from alertprod.tasks.register import RegisterTask
+from alertprod.tasks.scale_variance import ScaleVarianceTask
+from alertprod.tasks.sky_objects import SkyObjectsTask
 from alertprod.tasks.source_detection import SourceDetectionTask
+from alertprod.tasks.source_selector import ObjectSizeStarSelectorTask
+from alertprod.tasks.subtract_steps import Subtraction, prepare_template, subtract_alard_lupton, subtract_zogy
 from alertprod.tasks.task import Struct, Task, timeMethod
+from alertprod.tasks.task_runner import TemplateIdTaskRunner
 
-NOT_SKY_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
-"""Pixels of these planes do not count for the noise of the difference."""
+__all__ = ["ImageDifferenceConfig", "ImageDifferenceTask"]
 
-_BIN_FWHM = 6.0
-"""Bins of the difference's background are at least this many FWHM wide: the light of a star that was not detected must
-not pass for background."""
-
-_KEPT_TEMPLATE_PLANES = ("NO_DATA", "BAD", "HIGH_VARIANCE")
-"""What of a template's mask concerns the difference; SAT and INJECTED go on under names of their own, and a tile's
-EDGE means nothing where its neighbour goes on."""
-
-
-class ImageDifferenceConfig(Config):
-    """What is done, and by which subtasks; names and defaults are the reference task's."""
-
-    doAddCalexpBackground = Field(
-        dtype=bool, default=False, doc="Add the background image back to the science image first"
-    )
-    doScaleTemplateVariance = Field(
-        dtype=bool, default=False, doc="Rescale the template's variance before the match, to what its pixels show"
-    )
-    doScaleDiffimVariance = Field(
-        dtype=bool, default=True, doc="Rescale the difference's variance before detection, to what its pixels show"
-    )
-    doDecorrelation = Field(dtype=bool, default=True, doc="Whiten the noise of the difference")
-    doSpatiallyVarying = Field(dtype=bool, default=False, doc="Whiten with kernel and noise of each place")
-    doSubtractDiffimBackground = Field(
-        dtype=bool, default=True, doc="Take the smooth background off the difference that the match left in it"
-    )
-    diffimBackgroundBinSize = RangeField(
-        dtype=int,
-        default=40,
-        min=8,
-        doc="Bins of that background, pixels; widened to six PSF FWHM where those are more",
-    )
-    doDetection = Field(dtype=bool, default=True, doc="Detect on the difference")
-    doMerge = Field(dtype=bool, default=True, doc="Join positive and negative detections that touch")
-    doMeasurement = Field(dtype=bool, default=True, doc="Measure what was detected")
-    doDipoleFitting = Field(dtype=bool, default=True, doc="Fit dipoles on science, template and difference")
-    doForcedMeasurement = Field(
-        dtype=bool, default=True, doc="Measure fluxes on science and template at the places of the detections"
-    )
-    convolveTemplate = Field(
-        dtype=bool,
-        default=True,
-        doc="Convolve the template (True) or the science image (False), where subtract.al.mode does not say",
-    )
-    doCalibrateToTemplate = Field(
-        dtype=bool,
-        default=None,
-        optional=True,
-        doc="Take the photometric scale from the template's, by the kernel's sum; by default where the science"
-        " image's zero point is nominal: then fluxes of one field agree from exposure to exposure",
-    )
-    requiredTemplateFraction = RangeField(
-        dtype=float,
-        default=0.1,
-        min=0.0,
-        max=1.0,
-        inclusiveMax=True,
-        doc="Least share of the exposure with template data; 0 tries always",
-    )
-    characterize = ConfigurableField(target=CharacterizeTask, doc="Find stars, and a PSF where there is none")
-    subtract = RegistryField(registry=subtractAlgorithmRegistry, default="al", doc="Way to subtract")
-    scaleVariance = ConfigurableField(target=ScaleVarianceTask, doc="Rescale a variance plane")
-    detection = ConfigurableField(target=SourceDetectionTask, doc="Detect")
-    measurement = ConfigurableField(target=DipoleFitTask, doc="Measure")
-
-    def validate(self) -> None:
-        """Refuse what contradicts itself."""
-        Config.validate(self)
-        if self.doMeasurement and not self.doDetection:
-            raise FieldValidationError(type(self).doMeasurement, self, "doMeasurement needs doDetection")
-        if self.doMerge and not self.doDetection:
-            raise FieldValidationError(type(self).doMerge, self, "doMerge needs doDetection")
-        if self.doScaleDiffimVariance and self.doScaleTemplateVariance:
-            raise FieldValidationError(
-                type(self).doScaleTemplateVariance,
-                self,
-                "only one of doScaleDiffimVariance and doScaleTemplateVariance makes sense",
-            )
+_SUBTASKS: Mapping[str, Callable[[Any], bool]] = {
+    "characterize": lambda _: True,
+    "getTemplate": lambda _: True,
+    "subtract": lambda _: True,
+    "decorrelate": lambda config: config.doDecorrelation and config.subtract.name == "al",
+    "scaleVariance": lambda config: config.doScaleTemplateVariance or config.doScaleDiffimVariance,
+    "sourceSelector": lambda config: config.doSelectSources,
+    "register": lambda config: config.doUseRegister,
+    "detection": lambda config: config.doDetection,
+    "findCosmicRays": lambda config: config.doFindCosmicRays,
+    "skySources": lambda config: config.doSkySources,
+    "measurement": lambda config: config.doMeasurement,
+    "applyApCorr": lambda config: config.doApCorr,
+    "forcedMeasurement": lambda config: config.doForcedMeasurement,
+    "findGlintTrails": lambda config: config.doFindGlintTrails,
+}
+"""The subtasks, and whether a configuration needs them."""
 
 
-class ImageDifferenceTask(Task):
-    """Subtract a template from an exposure; detect and measure what is left."""
+class FinalizedCalibration(Protocol):
+    """What a visit's last calibration says of one detector; None where it says nothing."""
+
+    @property
+    def psf(self) -> PointSpreadFunction | None:
+        """Point spread function on the exposure's pixels."""
+        ...
+
+    @property
+    def ap_corr_map(self) -> ApCorrMap | None:
+        """Aperture corrections."""
+        ...
+
+
+class ImageDifferenceTask(CmdLineTask):
+    """Subtract a template from an exposure; detect and measure what is left.
+
+    Parameters
+    ----------
+    config
+        Names and defaults are the reference task's.
+    butler
+        The repository it runs on; not needed, each data reference knows its own.
+    refObjLoader
+        A reference catalogue for kernelSourcesFromRef and doMatchSources; by default what refObjLoader.uri names.
+    """
 
     ConfigClass = ImageDifferenceConfig
+    RunnerClass = TemplateIdTaskRunner
     _DefaultName: ClassVar[str] = "imageDifference"
 
     characterize: CharacterizeTask
+    getTemplate: GetCoaddAsTemplateTask
     subtract: Task
+    decorrelate: DecorrelateALKernelSpatialTask
     scaleVariance: ScaleVarianceTask
+    astrometer: AstrometryTask
+    sourceSelector: ObjectSizeStarSelectorTask
+    register: RegisterTask
     detection: SourceDetectionTask
+    findCosmicRays: FindCosmicRaysTask
+    skySources: SkyObjectsTask
     measurement: DipoleFitTask
+    applyApCorr: ApplyApCorrTask
+    forcedMeasurement: ForcedMeasurementTask
+    findGlintTrails: FindGlintTrailsTask
 
-    def __init__(self, config: Config | None = None, **keyArgs: object) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        butler: Butler | None = None,
+        refObjLoader: ReferenceLoader | None = None,
+        **keyArgs: object,
+    ) -> None:
         super().__init__(config, **keyArgs)  # type: ignore[arg-type]  # handed on as they came, checked there
-        for name in ("characterize", "subtract", "scaleVariance", "detection", "measurement"):
-            self.makeSubtask(name)
+        del butler
+        for name, isNeeded in _SUBTASKS.items():
+            if isNeeded(self.config):
+                self.makeSubtask(name)
+        self._refObjLoader = refObjLoader
+        needsCatalogue = self.config.doMatchSources or (
+            self.config.doSelectSources and self.config.kernelSourcesFromRef
+        )
+        if refObjLoader is None and needsCatalogue:
+            refObjLoader = self.config.refObjLoader.makeLoader()
+        self.makeSubtask("astrometer", refObjLoader=refObjLoader)
+
+    def _reduceKeyArgs(self) -> dict[str, Any]:
+        return {**super()._reduceKeyArgs(), "refObjLoader": self._refObjLoader}
+
+    @classmethod
+    def _makeArgumentParser(cls) -> ArgumentParser:
+        parser = super()._makeArgumentParser()
+        parser.add_id_argument(
+            "--templateId",
+            "calexp",
+            help="exposures that serve as the template, instead of coadd tiles",
+            makeDataRefList=False,
+        )
+        return parser
 
     @timeMethod
     def run(
@@ -142,93 +164,158 @@ class ImageDifferenceTask(Task):
         Parameters
         ----------
         exposure
-            The calibrated science exposure, sky subtracted.
+            The calibrated science exposure, sky subtracted, with its PSF.
         selectSources
-            Stars to fit the kernel on; found on `exposure` where absent.
+            Stars of `exposure` to fit the kernel on, columns `SOURCE_COLUMNS`; looked for where absent.
         templateExposure
-            The template, warped to the pixels of `exposure`.
+            The template; on the pixels of `exposure`, or with world coordinates to warp it by.
         templateSources
-            Stars of the template; not needed by Alard-Lupton.
+            Stars of the template, for doSelectSources and doUseRegister; looked for where absent.
         idFactory
             Gives DiaSource ids; counts from 1 where absent.
         calexpBackgroundExposure
             The background to add back, with doAddCalexpBackground.
         subtractedExposure
-            A difference made before: with it nothing is subtracted, only detected and measured.
+            A difference made before, without doSubtract: it is detected and measured on. Forced photometry and dipoles
+            use `templateExposure` too where it is given, which must be on the pixels and scale of `exposure`.
 
         Returns
         -------
         Struct
-            subtractedExposure, scoreExposure (None), warpedExposure, matchedExposure (the one that was convolved) and
-            subtractRes (each None where nothing was subtracted), diaSources (`Catalog` or None), selectSources; and
-            scienceExposure and templateExposure, the two that the difference is made of, with the calibration that
-            the fluxes have.
+            subtractedExposure, scoreExposure (with useScoreImageDetection), warpedExposure, matchedExposure (the one
+            that was convolved) and subtractRes (each None where nothing was subtracted), diaSources (`Catalog` or None),
+            selectSources; and scienceExposure and templateExposure, the two that the difference is made of, with the
+            calibration that the fluxes have, and kernelCandidates (with doAddMetrics).
 
         Raises
         ------
+        UnusableExposure, ExposureMismatch
+            Raised if an input has no usable pixel or PSF, or the two do not belong together.
         NoTemplateCoverage
             Raised if the template covers too little of the exposure.
         InsufficientKernelSources, BadSubtraction
             Raised if the match fails.
         TaskError
-            Raised if an input is missing, or has no PSF.
+            Raised if an input is missing, has no PSF, or contradicts the configuration.
+
+        Notes
+        -----
+        With useScoreImageDetection a difference is made as well: sources are detected on the score and measured on
+        the difference, where a flux is a flux.
         """
-        del templateSources
         self.emptyRunMetadata()
         if exposure is None:
             raise TaskError("run needs an exposure")
         if self.config.doAddCalexpBackground:
             exposure = _add_background(exposure, calexpBackgroundExposure)
-        if exposure.psf is None:
-            raise TaskError("Exposure has no psf")
-        subtractRes = matched = warped = None
-        template = templateExposure
-        if subtractedExposure is None:
-            if templateExposure is None:
-                raise TaskError("run needs a templateExposure to subtract, or a subtractedExposure")
-            self.checkTemplateIsSufficient(templateExposure)
-            warped = _prepare_template(templateExposure)
-            if self.config.doScaleTemplateVariance:
-                self.metadata["scaleTemplateVarianceFactor"] = self.scaleVariance.run(warped.masked_image)
-            if selectSources is None:
-                selectSources = self.characterize.selectKernelSources(exposure)
-            subtractRes = self.subtract.subtractExposures(  # type: ignore[attr-defined]  # each choice has it
-                warped, exposure, candidateList=selectSources, convolveTemplate=self.config.convolveTemplate
-            )
-            matched = subtractRes.matchedExposure
-            subtractedExposure = subtractRes.subtractedExposure
-            if self.config.doDecorrelation:
-                subtractedExposure = self._decorrelate(exposure, warped, subtractRes)
-            photo_calib = self._calibrate(exposure, warped, subtractRes)
-            exposure = replace(exposure, photo_calib=photo_calib)
-            matched = replace(matched, photo_calib=photo_calib)
-            template = replace(subtractRes.templateExposure, photo_calib=photo_calib)
-            subtractedExposure = replace(subtractedExposure, photo_calib=photo_calib)
+        check_science(exposure)
+        if self.config.doSubtract:
+            if subtractedExposure is not None:
+                raise TaskError("a subtractedExposure is given, and doSubtract is on: one of them is too much")
+            made = self._subtract(exposure, templateExposure, selectSources, templateSources)
         else:
-            subtractedExposure = subtractedExposure.copy()
-        diaSources = self._detect(subtractedExposure, exposure, template, idFactory)
-        self.metadata["pullWidth"] = compute_pull_width(subtractedExposure, planes=NOT_SKY_PLANES)
+            made = _adopt(exposure, templateExposure, subtractedExposure, selectSources)
+        diaSources = self._detect(made, idFactory or IdFactory(0, 1)) if self.config.doDetection else None
+        kernelCandidates = judge_kernel(self, made, diaSources) if self.config.doAddMetrics else None
+        record_metrics(self, made)
+        shown = Struct(
+            subtractedExposure=made.difference,
+            templateExposure=made.template,
+            controlSources=made.control_sources,
+        )
+        self.runDebug(made.science, shown, made.select_sources, made.kernel_sources, diaSources)
         return Struct(
-            subtractedExposure=subtractedExposure,
-            scoreExposure=None,
-            warpedExposure=warped,
-            matchedExposure=matched,
-            subtractRes=subtractRes,
+            subtractedExposure=made.difference,
+            scoreExposure=made.score,
+            warpedExposure=made.warped,
+            matchedExposure=made.matched,
+            subtractRes=made.result,
             diaSources=diaSources,
-            selectSources=selectSources,
-            scienceExposure=exposure,
-            templateExposure=template,
+            selectSources=made.select_sources,
+            scienceExposure=made.science,
+            templateExposure=made.template,
+            kernelCandidates=kernelCandidates,
         )
 
-    def _calibrate(self, science: Exposure, template: Exposure, subtractRes: Struct) -> PhotoCalib:
-        """Return the difference's calibration: the science image's, or what the kernel's sum makes of the template's."""
-        wanted = self.config.doCalibrateToTemplate
-        if wanted is False or (wanted is None and not science.photo_calib.is_nominal):
-            return science.photo_calib
-        match = subtractRes.match
-        # The kernel takes one image's counts to the other's.
-        ratio = match.kernel_sum if match.convolved == "template" else 1.0 / match.kernel_sum
-        return PhotoCalib(template.photo_calib.njy_per_count / ratio, is_nominal=template.photo_calib.is_nominal)
+    def _subtract(
+        self,
+        exposure: Exposure,
+        templateExposure: Exposure | None,
+        selectSources: Catalog | None,
+        templateSources: Catalog | None,
+    ) -> Subtraction:
+        if templateExposure is None:
+            raise TaskError("run needs a templateExposure to subtract, or a subtractedExposure and doSubtract off")
+        check_pair(exposure, templateExposure, same_grid=False)
+        self.checkTemplateIsSufficient(templateExposure)
+        check_template(templateExposure)
+        template = prepare_template(templateExposure)
+        if self.config.doScaleTemplateVariance:
+            self.metadata["scaleTemplateVarianceFactor"] = self.scaleVariance.run(template.masked_image)
+        self.metadata["psfMatchingAlgorithm"] = self.config.subtract.name
+        if self.config.subtract.name == "zogy":
+            return subtract_zogy(self, exposure, template, selectSources)
+        return subtract_alard_lupton(self, exposure, template, selectSources, templateSources)
+
+    def _detect(self, made: Subtraction, idFactory: Callable[[], int]) -> Catalog | None:
+        info = made.science.info
+        with self.timer("detect"):
+            footprints = detect(self, made, seed=(info.visit or 0) << 16 | (info.detector or 0))
+        if not self.config.doMeasurement:
+            return None
+        with self.timer("measure"):
+            return measure(self, made, footprints, idFactory)
+
+    def prepareCalibratedExposure(
+        self,
+        exposure: Exposure,
+        finalizedPsfApCorrCatalog: Mapping[int, FinalizedCalibration] | None = None,
+    ) -> Exposure:
+        """Return an exposure with its visit's final PSF and aperture corrections.
+
+        Parameters
+        ----------
+        exposure
+            Not changed.
+        finalizedPsfApCorrCatalog
+            By detector. Without it, without a row for the detector, or with a row that lacks one of the two, the
+            exposure stays as it is; the last two are warned of.
+        """
+        if finalizedPsfApCorrCatalog is None:
+            return exposure
+        detector = exposure.info.detector
+        row = None if detector is None else finalizedPsfApCorrCatalog.get(detector)
+        missing = (
+            "row" if row is None else "psf" if row.psf is None else "ap_corr_map" if row.ap_corr_map is None else None
+        )
+        if row is None or missing is not None:
+            self.log.warning(
+                "the final calibrations have no %s for detector %s; the exposure's are used", missing, detector
+            )
+            return exposure
+        return replace(exposure, psf=row.psf, ap_corr_map=row.ap_corr_map)
+
+    def characterizeInputs(self, exposure: Exposure, templateExposure: Exposure | None) -> Struct:
+        """Do for two exposures what a pipeline upstream may not have done: subtract skies, find PSFs, stars, cosmic rays.
+
+        Returns
+        -------
+        Struct
+            exposure, templateExposure, selectSources: as `run` wants them. What is there already stays.
+
+        Raises
+        ------
+        InsufficientPsfStars
+            Raised if a PSF is missing and there are too few stars to fit one.
+        """
+        with self.timer("characterizeScience"):
+            found = self.characterize.run(exposure)
+        with self.timer("characterizeTemplate"):
+            if templateExposure is not None:
+                templateExposure = self.characterize.subtractSky(templateExposure)
+                if templateExposure.psf is None:
+                    templateExposure = self.characterize.run(templateExposure).exposure
+        return Struct(exposure=found.exposure, templateExposure=templateExposure, selectSources=found.selectSources)
 
     def checkTemplateIsSufficient(self, template: Exposure) -> float:
         """Return the share of pixels with template data.
@@ -258,64 +345,203 @@ class ImageDifferenceTask(Task):
         """
         return IdFactory(expId, expBits)
 
-    def emptyRunMetadata(self) -> None:
-        """Forget the numbers of the run before, but for the timers that run now."""
-        keep = {key: value for key, value in self.metadata.items() if key.startswith("runStart")}
-        self.emptyMetadata()
-        self.metadata.update(keep)
+    def fitAstrometry(self, templateSources: Catalog, templateExposure: Exposure, selectSources: Catalog) -> Struct:
+        """Fit the template's world coordinates to sources of the exposure, as `RegisterTask.run`; for overriding."""
+        if templateExposure.wcs is None:
+            raise TaskError("the template has no world coordinates to register by")
+        return self.register.run(templateSources, templateExposure.wcs, templateExposure.box, selectSources)
 
     @timeMethod
-    def _decorrelate(self, science: Exposure, warped: Exposure, subtractRes: Struct) -> Exposure:
-        result = decorrelate(
-            subtractRes.subtractedExposure.masked_image,
-            kernel=subtractRes.psfMatchingKernel,
-            science_variance=science.variance,
-            template_variance=warped.variance,
-            convolved=subtractRes.match.convolved,
-            psf=subtractRes.subtractedExposure.psf,
-            spatially_varying=self.config.doSpatiallyVarying,
-            n_threads=self.subtract.config.kernel["AL"].nThreads,
+    def runDataRef(self, sensorRef: DataRef, templateIdList: Sequence[DataId] | None = None) -> Struct:
+        """Difference one exposure of a repository.
+
+        Parameters
+        ----------
+        sensorRef
+            Gives calexp, and calexpBackground, finalVisitSummary, src and a stored difference where they are asked for
+            and there; takes what the doWrite… fields say, as {coaddName}Diff_differenceExp, _scoreExp, _warpedExp,
+            _matchedExp, _diaSrc, and _kernelSrc with doAddMetrics.
+        templateIdList
+            Exposures that serve as the template, instead of coadd tiles.
+
+        Returns
+        -------
+        Struct
+            As `run`.
+
+        Raises
+        ------
+        NoTemplateCoverage
+            Raised if there is no template for the exposure.
+        """
+        config = self.config
+        self._forgetExposure()
+        self.log.info("processing %s", format_data_id(sensorRef.dataId))
+        idFactory = self.makeIdFactory(
+            expId=int(sensorRef.get("ccdExposureId")), expBits=int(sensorRef.get("ccdExposureId_bits"))
         )
-        return replace(subtractRes.subtractedExposure, masked_image=result.difference, psf=result.psf)
+        background = sensorRef.get("calexpBackground") if config.doAddCalexpBackground else None
+        calibrations = sensorRef.get("finalVisitSummary") if config.doApplyFinalizedPsf else None
+        exposure = self.prepareCalibratedExposure(sensorRef.get("calexp"), calibrations)
+        template = self.getTemplate.runDataRef(exposure, sensorRef, templateIdList=templateIdList).exposure
+        ready = self.characterizeInputs(exposure, template)
+        subtracted = None
+        if not config.doSubtract:
+            subtracted = sensorRef.get(self._getDatasetName("differenceExp"))
+        results = self.run(
+            exposure=ready.exposure,
+            selectSources=sensorRef.get("src") if sensorRef.datasetExists("src") else ready.selectSources,
+            templateExposure=ready.templateExposure,
+            idFactory=idFactory,
+            calexpBackgroundExposure=background,
+            subtractedExposure=subtracted,
+        )
+        for dataset, product in self._listProducts(results).items():
+            sensorRef.put(product, self._getDatasetName(dataset))
+        return results
+
+    def _listProducts(self, results: Struct) -> dict[str, Any]:
+        """Return what the configuration puts out, by the end of its dataset's name."""
+        config = self.config
+        products = {
+            "differenceExp": results.subtractedExposure if config.doWriteSubtractedExp and config.doSubtract else None,
+            "scoreExp": results.scoreExposure if config.doWriteScoreExp else None,
+            "warpedExp": results.warpedExposure if config.doWriteWarpedExp else None,
+            "matchedExp": results.matchedExposure if config.doWriteMatchedExp else None,
+            "diaSrc": results.diaSources if config.doWriteSources else None,
+            "kernelSrc": results.kernelCandidates if config.doAddMetrics else None,
+        }
+        return {dataset: product for dataset, product in products.items() if product is not None}
 
     @timeMethod
-    def _subtract_background(self, difference: Exposure) -> None:
-        """Take the smooth background off a difference, in place; what is detected on it does not count."""
-        self.detection.run(difference, doMerge=False)
-        sky = difference.masked_image.usable(plane_bits(*NOT_SKY_PLANES))
-        if not sky.any() or difference.psf is None:
-            return
-        bin_size = max(self.config.diffimBackgroundBinSize, round(_BIN_FWHM * difference.psf.compute_fwhm()))
-        background = estimate_background(difference.image, sky, bin_size=bin_size)
-        difference.masked_image.image -= background.compute_image()
-        self.metadata["diffimBackgroundRms"] = float(background.level.std())
+    def runQuantum(self, butlerQC: QuantumContext, inputRefs: Any, outputRefs: Any) -> None:
+        """Difference the exposure of a quantum.
 
-    def _detect(
+        Parameters
+        ----------
+        butlerQC
+            Gets and puts by reference; ``quantum.dataId.pack("visit_detector")`` is the number that ids begin with.
+        inputRefs, outputRefs
+            References by the names of `ImageDifferenceConnections`.
+
+        Raises
+        ------
+        NoTemplateCoverage
+            Raised if the template covers too little of the exposure.
+        """
+        self._forgetExposure()
+        inputs = {
+            name: butlerQC.get(getattr(inputRefs, name))
+            for name in ("exposure", "finalizedPsfApCorrCatalog")
+            if hasattr(inputRefs, name)
+        }
+        exposure = self.prepareCalibratedExposure(inputs["exposure"], inputs.get("finalizedPsfApCorrCatalog"))
+        expId, expBits = butlerQC.quantum.dataId.pack("visit_detector", returnMaxBits=True)
+        template = self._getQuantumTemplate(exposure, butlerQC, inputRefs)
+        self.checkTemplateIsSufficient(template)
+        ready = self.characterizeInputs(exposure, template)
+        results = self.run(
+            exposure=ready.exposure,
+            selectSources=ready.selectSources,
+            templateExposure=ready.templateExposure,
+            idFactory=self.makeIdFactory(expId=expId, expBits=expBits),
+        )
+        if results.diaSources is None:
+            del results.diaSources
+        butlerQC.put(results, outputRefs)
+
+    def _getQuantumTemplate(self, exposure: Exposure, butlerQC: QuantumContext, inputRefs: Any) -> Exposure:
+        tiles = inputRefs.dcrCoadds if self.config.coaddName == "dcr" else inputRefs.coaddExposures
+        found = self.getTemplate.runQuantum(exposure, butlerQC, getattr(inputRefs, "skyMap", None), tiles)
+        template: Exposure = found.exposure
+        return template
+
+    def runDebug(
         self,
-        difference: Exposure,
-        science: Exposure,
-        template: Exposure | None,
-        idFactory: Callable[[], int] | None,
-    ) -> Catalog | None:
-        """Detect and measure on `difference`, whose planes it may change."""
-        if not self.config.doDetection:
-            return None
-        if self.config.doSubtractDiffimBackground:
-            self._subtract_background(difference)
-        if self.config.doScaleDiffimVariance:
-            self.metadata["scaleDiffimVarianceFactor"] = self.scaleVariance.run(difference.masked_image, difference.psf)
-        footprints = self.detection.run(difference, doMerge=self.config.doMerge).sources
-        if not self.config.doMeasurement:
-            return None
-        return self.measurement.run(
-            footprints,
-            difference,
-            science,
-            template,
-            idFactory=idFactory or IdFactory(0, 1),
-            doDipoleFitting=self.config.doDipoleFitting,
-            doForcedMeasurement=self.config.doForcedMeasurement,
+        exposure: Exposure,
+        subtractRes: Struct | None,
+        selectSources: Catalog | None,
+        kernelSources: Catalog | None,
+        diaSources: Catalog | None,
+    ) -> None:
+        """Draw pictures of a run where there is a display; see `DebugOptions`.
+
+        Parameters
+        ----------
+        exposure
+            The science exposure.
+        subtractRes
+            With subtractedExposure, templateExposure and, where there is one, controlSources.
+        selectSources, kernelSources
+            All stars, and those that the kernel was offered.
+        diaSources
+            What was measured.
+        """
+        del selectSources  # of the reference's signature: what the kernel was not offered is the control sample
+        if subtractRes is None:
+            return
+        run_debug(
+            self.display,
+            self.debug,
+            difference=subtractRes.subtractedExposure,
+            science=exposure,
+            template=subtractRes.templateExposure,
+            diaSources=diaSources,
+            kernelSources=kernelSources,
+            controlSources=getattr(subtractRes, "controlSources", None),
         )
+
+    def emptyRunMetadata(self) -> None:
+        """Forget the numbers of the run before, but for timers that run now and what getTemplate and characterize found."""
+        kept = {
+            key: value
+            for key, value in self.metadata.items()
+            if key.startswith(("runStart", "runDataRefStart", "runQuantumStart", "characterize", "templateCoverage"))
+        }
+        found = [(task, task.metadata) for task in (self.getTemplate, self.characterize)]
+        self.emptyMetadata()
+        self.metadata.update(kept)
+        for task, metadata in found:
+            task.metadata = metadata
+
+    def getSchemaCatalogs(self) -> dict[str, Catalog]:
+        """Return an empty table of DiaSources under its dataset's name."""
+        return {self._getDatasetName("diaSrc"): self.outputSchema}
+
+    @property
+    def outputSchema(self) -> Catalog:
+        """An empty table of DiaSources."""
+        return Catalog(DIA_SOURCE_COLUMNS, 0)
+
+    def _forgetExposure(self) -> None:
+        """Forget all numbers of the exposure before, but for timers that run now."""
+        kept = {
+            key: value for key, value in self.metadata.items() if key.startswith(("runDataRefStart", "runQuantumStart"))
+        }
+        self.emptyMetadata()
+        self.metadata.update(kept)
+
+    def _getDatasetName(self, end: str) -> str:
+        return f"{self.config.coaddName}Diff_{end}"
+
+    def _getConfigName(self) -> str:
+        return self._getDatasetName("config")
+
+    def _getMetadataName(self) -> str:
+        return self._getDatasetName("metadata")
+
+
+def _adopt(
+    science: Exposure, template: Exposure | None, difference: Exposure | None, select_sources: Catalog | None
+) -> Subtraction:
+    """Take a difference that was made before."""
+    if difference is None:
+        raise TaskError("without doSubtract run needs a subtractedExposure")
+    if difference.psf is None:
+        raise TaskError("the subtractedExposure has no psf")
+    if difference.shape != science.shape:
+        raise ExposureMismatch("shape of the subtractedExposure", science.shape, difference.shape)
+    return Subtraction(science=science, template=template, difference=difference.copy(), select_sources=select_sources)
 
 
 def _add_background(exposure: Exposure, background: Exposure | None) -> Exposure:
@@ -324,14 +550,3 @@ def _add_background(exposure: Exposure, background: Exposure | None) -> Exposure
     exposure = exposure.copy()
     exposure.masked_image.image += background.image
     return exposure
-
-
-def _prepare_template(template: Exposure) -> Exposure:
-    """Return a copy whose mask says only what concerns a difference, under the planes of a template."""
-    prepared = template.copy()
-    mask = prepared.mask
-    moved = [((mask & plane_bits(plane)) != 0, plane_bits(f"{plane}_TEMPLATE")) for plane in ("SAT", "INJECTED")]
-    mask &= np.int32(plane_bits(*_KEPT_TEMPLATE_PLANES))
-    for is_set, bit in moved:
-        mask[is_set] |= bit
-    return prepared

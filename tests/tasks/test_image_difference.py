@@ -243,6 +243,7 @@ def test_run_returns_the_named_results(result):
         "selectSources",
         "scienceExposure",
         "templateExposure",
+        "kernelCandidates",
     }
     assert isinstance(result.diaSources, Catalog)
     assert result.scoreExposure is None
@@ -311,7 +312,7 @@ def test_inputs_are_left_as_they_were_and_may_be_read_only(task, pair, stars):
     first = made.run(
         exposure=science, templateExposure=template, selectSources=stars, calexpBackgroundExposure=background
     )
-    again = made.run(
+    again = task(doSubtract=False, doAddCalexpBackground=True).run(
         exposure=science,
         templateExposure=template,
         subtractedExposure=first.subtractedExposure,
@@ -357,7 +358,7 @@ def test_nothing_of_one_run_leaks_into_the_next(task):
             assert_same_catalog(sources, sources_again)
             for plane, plane_again in zip(planes, planes_again, strict=True):
                 np.testing.assert_array_equal(plane, plane_again)
-            assert metadata == metadata_again
+            np.testing.assert_equal(metadata, metadata_again)
     assert forward[0][0].n_rows > 0
     assert not set(forward[0][0]["dia_source_id"]) & set(forward[1][0]["dia_source_id"])
 
@@ -478,7 +479,7 @@ def test_switch_decorrelation(task, varying):
         made.config.subtract["al"].kernel["AL"].spatialKernelOrder = 0
         ran = made.run(exposure=noisy.science, templateExposure=noisy.template)
         pulls[on] = np.where(sky, sky_pulls(ran.subtractedExposure), np.nan)
-        assert ("_decorrelateEndWallTime" in made.metadata) == on
+        assert hasattr(made, "decorrelate") == on
     assert lag_one_correlation(pulls[False])[0] > 0.2
     whitened, n_pairs = lag_one_correlation(pulls[True])
     assert abs(whitened) < 5.0 / np.sqrt(n_pairs)
@@ -575,7 +576,7 @@ def test_auto_mode_convolves_the_sharper_image(task, pair, stars, result):
 
 
 def test_a_given_difference_is_not_subtracted_again(task, pair, result):
-    made = task()
+    made = task(doSubtract=False)
     before = copy_planes(result.subtractedExposure)
     ran = made.run(
         exposure=pair.science, templateExposure=result.matchedExposure, subtractedExposure=result.subtractedExposure
@@ -591,7 +592,8 @@ def test_a_given_difference_is_not_subtracted_again(task, pair, result):
 
 
 def test_a_given_difference_needs_no_template(task, pair, result):
-    sources = task().run(exposure=pair.science, subtractedExposure=result.subtractedExposure).diaSources
+    made = task(doSubtract=False)
+    sources = made.run(exposure=pair.science, subtractedExposure=result.subtractedExposure).diaSources
     assert sources.n_rows == len(TRANSIENTS)
     assert np.isnan(sources["template_flux"]).all()
 
