@@ -4,6 +4,7 @@ Spawned, never forked: the compiled loops' thread layers do not survive a fork.
 """
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ def _end(worker: _Worker[Any]) -> None:
 
 
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
+    # A terminal's Ctrl-C reaches the whole group; the parent ends its processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection.send(_Ready())
     while True:
         try:

@@ -70,11 +70,11 @@ class ArgumentParser(argparse.ArgumentParser):
             fromfile_prefix_chars="@",
             allow_abbrev=False,
         )
-        self._idArguments: list[_IdArgument] = []
+        self._id_arguments: list[_IdArgument] = []
         self.add_argument("input", metavar="REPO", help="repository of exposures and templates")
         self.add_argument("--output", metavar="DIR", help="where results go; REPO itself by default")
-        self._addConfigArguments()
-        self._addRunArguments()
+        self._add_config_arguments()
+        self._add_run_arguments()
 
     def add_id_argument(self, name: str, datasetType: str, help: str, makeDataRefList: bool = True) -> None:  # noqa: A002  the field's name
         """Add an argument that takes data ids; the namespace gets a `DataIdContainer` of that name.
@@ -89,7 +89,7 @@ class ArgumentParser(argparse.ArgumentParser):
             Look the ids up; else they stay as they were said, and partial.
         """
         self.add_argument(name, nargs="*", action="append", default=[], metavar="KEY=VALUE", help=help)
-        self._idArguments.append(_IdArgument(name.lstrip("-"), datasetType, makeDataRefList))
+        self._id_arguments.append(_IdArgument(name.lstrip("-"), datasetType, makeDataRefList))
 
     def parse_args(  # type: ignore[override]  # the field's signature: a command line is read for a configuration
         self,
@@ -123,15 +123,15 @@ class ArgumentParser(argparse.ArgumentParser):
             Raised with status 2 for wrong usage, and with 0 after ``--show`` without "run", and after ``--help``.
         """
         namespace = super().parse_args(args)
-        namespace.levels = self._readLevels(namespace.loglevel)
+        namespace.levels = self._read_levels(namespace.loglevel)
         configure_task_logs(namespace.levels, own_handlers=log is None)
         namespace.log = log
         namespace.config = self._configure(copy.deepcopy(config), namespace.overrides, override)
         try:
             namespace.butler = open_repository(namespace.input, output=namespace.output)
-            for argument in self._idArguments:
+            for argument in self._id_arguments:
                 said: list[list[str]] = getattr(namespace, argument.name)
-                setattr(namespace, argument.name, self._findData(argument, said, namespace.butler))
+                setattr(namespace, argument.name, self._find_data(argument, said, namespace.butler))
         except AlertprodError as error:
             self.error(str(error))
         if namespace.show and not self._show(namespace):
@@ -142,7 +142,7 @@ class ArgumentParser(argparse.ArgumentParser):
         """Split a line of an @file into words; # begins a comment."""
         return shlex.split(arg_line, comments=True)
 
-    def _addConfigArguments(self) -> None:
+    def _add_config_arguments(self) -> None:
         group = self.add_argument_group("configuration")
         group.add_argument(
             "-c",
@@ -186,12 +186,12 @@ class ArgumentParser(argparse.ArgumentParser):
             help="print config, config=PATTERN, data or tasks, and stop; add run to go on",
         )
 
-    def _addRunArguments(self) -> None:
+    def _add_run_arguments(self) -> None:
         group = self.add_argument_group("running")
         group.add_argument(
             "-j",
             "--processes",
-            type=_readCount,
+            type=_read_count,
             default=1,
             metavar="N",
             help="data ids that run at a time (default: 1)",
@@ -235,14 +235,14 @@ class ArgumentParser(argparse.ArgumentParser):
                 if source == "--config":
                     set_fields(config, read_settings([word], source=source), source=source)
                 else:
-                    _loadFile(config, word)
+                    _load_file(config, word)
             validate_config(config, source=source)
         except ConfigError as error:
             self.error(str(error))
         config.freeze()
         return config
 
-    def _readLevels(self, words: list[str]) -> dict[str, str]:
+    def _read_levels(self, words: list[str]) -> dict[str, str]:
         """Return levels by logger; "" is everything."""
         levels: dict[str, str] = {}
         for word in words:
@@ -255,7 +255,7 @@ class ArgumentParser(argparse.ArgumentParser):
             levels[component] = level
         return levels
 
-    def _findData(self, argument: _IdArgument, said: list[list[str]], butler: Butler) -> DataIdContainer:
+    def _find_data(self, argument: _IdArgument, said: list[list[str]], butler: Butler) -> DataIdContainer:
         found = DataIdContainer(argument.datasetType)
         keys = butler.keys(argument.datasetType)
         for words in said:
@@ -283,11 +283,11 @@ class ArgumentParser(argparse.ArgumentParser):
             if what not in _SHOWN or (pattern and what != "config"):
                 self.error(f"--show {word}: one of {', '.join(_SHOWN)} or config=PATTERN is needed")
             if what == "config":
-                self._print(_formatConfig(namespace.config, pattern))
+                self._print(_format_config(namespace.config, pattern))
             elif what == "tasks":
-                self._print("".join(f"{name}: {task}\n" for name, task in listTasks(namespace.config)))
+                self._print("".join(f"{name}: {task}\n" for name, task in list_tasks(namespace.config)))
             elif what == "data":
-                for argument in self._idArguments:
+                for argument in self._id_arguments:
                     container: DataIdContainer = getattr(namespace, argument.name)
                     ids = [ref.dataId for ref in container.refList] if argument.makeDataRefList else container.idList
                     self._print("".join(f"{argument.name} {format_data_id(dataId)}\n" for dataId in ids))
@@ -307,7 +307,7 @@ def configure_task_logs(levels: dict[str, str], *, own_handlers: bool) -> None:
             logging.getLogger(name or "alertprod").setLevel(level_name.upper())
 
 
-def listTasks(config: Config, path: str = "") -> list[tuple[str, str]]:
+def list_tasks(config: Config, path: str = "") -> list[tuple[str, str]]:
     """Return (dotted field name, class) of every subtask that a configuration names, those of its subtasks too."""
     found = []
     for name, kind in config._fields.items():
@@ -318,7 +318,7 @@ def listTasks(config: Config, path: str = "") -> list[tuple[str, str]]:
             found.append((full, f"{target.__module__}.{target.__qualname__}"))
             value = value.value if isinstance(kind, ConfigurableField) else value.active
         if isinstance(value, Config):
-            found.extend(listTasks(value, f"{full}."))
+            found.extend(list_tasks(value, f"{full}."))
     return found
 
 
@@ -340,17 +340,17 @@ class _AppendOverrides(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), *((source, value) for value in values)])
 
 
-def _readCount(text: str) -> int:
+def _read_count(text: str) -> int:
     count = int(text)
     if count < 1:
         raise ValueError(text)
     return count
 
 
-_readCount.__name__ = "number of processes"  # argparse puts it into its message
+_read_count.__name__ = "number of processes"  # argparse puts it into its message
 
 
-def _loadFile(config: Config, name: str) -> None:
+def _load_file(config: Config, name: str) -> None:
     if not Path(name).is_file():
         raise ConfigError(name, "(file)", "no such file")
     try:
@@ -359,7 +359,7 @@ def _loadFile(config: Config, name: str) -> None:
         raise ConfigError(name, "(file)", f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
-def _formatConfig(config: Config, pattern: str) -> str:
+def _format_config(config: Config, pattern: str) -> str:
     if not pattern:
         return config.saveToString(skipImports=True)
     lines = [line for line in config.saveToString(skipImports=True).splitlines() if line.startswith("config.")]

@@ -96,7 +96,7 @@ class CmdLineTask(Task):
     @classmethod
     def _makeArgumentParser(cls) -> ArgumentParser:
         """Return the parser; a task whose data ids are of another dataset says so here."""
-        parser = ArgumentParser(name=cls._DefaultName, description=_firstLine(cls.__doc__))
+        parser = ArgumentParser(name=cls._DefaultName, description=_first_line(cls.__doc__))
         parser.add_id_argument("--id", "calexp", help="exposures to run on")
         return parser
 
@@ -226,5 +226,5 @@ _N_SHOWN = 5
 """Differences in a message: enough to see which run it was."""
 
 
-def _firstLine(text: str | None) -> str | None:
+def _first_line(text: str | None) -> str | None:
     return text.strip().splitlines()[0] if text else None

@@ -103,7 +103,7 @@ class GetCoaddAsTemplateTask(Task):
         wcs, band = _require_place(exposure)
         tiles: Sequence[DatasetHandle]
         if templateIdList:
-            tiles = self._findExposures(sensorRef, templateIdList)
+            tiles = self._find_exposures(sensorRef, templateIdList)
         else:
             tiles = sensorRef.butler.find(wcs, exposure.shape, band, self.config.coaddName)
         return self.run(tiles, wcs=wcs, shape=exposure.shape, band=band)
@@ -168,7 +168,7 @@ class GetCoaddAsTemplateTask(Task):
         grid = wcs.shifted(dx=border, dy=border) if border else wcs
         grid_shape = (shape[0] + 2 * border, shape[1] + 2 * border)
         if self.config.coaddName == "dcr":
-            merged = self._mergeSubfilters(list(tiles), grid, grid_shape, band)
+            merged = self._merge_subfilters(list(tiles), grid, grid_shape, band)
         else:
             merged = self._merge(tiles, grid, grid_shape, band)
         area = 0 if merged is None else int(np.count_nonzero((merged.mask & plane_bits("NO_DATA")) == 0))
@@ -180,7 +180,7 @@ class GetCoaddAsTemplateTask(Task):
         self.metadata["templateArea"] = area
         return Struct(exposure=merged, sources=None, area=area)
 
-    def _findExposures(self, sensorRef: DataRef, templateIdList: Sequence[DataId]) -> list[DatasetHandle]:
+    def _find_exposures(self, sensorRef: DataRef, templateIdList: Sequence[DataId]) -> list[DatasetHandle]:
         naming = {key: value for key, value in sensorRef.dataId.items() if key in ("instrument", "detector")}
         refs = sensorRef.butler.subset(CALEXP, [{**naming, **templateId} for templateId in templateIdList])
         others = [ref for ref in refs if dict(ref.dataId) != dict(sensorRef.dataId)]
@@ -222,7 +222,7 @@ class GetCoaddAsTemplateTask(Task):
         except ValueError as error:
             raise TemplateUnreadable(name, f"cannot be put on the exposure's grid: {error}") from error
 
-    def _mergeSubfilters(
+    def _merge_subfilters(
         self, tiles: list[DatasetHandle], wcs: SkyWcs, shape: tuple[int, int], band: str
     ) -> Exposure | None:
         """Return the mean of the subfilters' templates; a pixel that one of them lacks has no data.

@@ -52,13 +52,13 @@ class TaskRunner:
         self.timeout: float = parsedCmd.timeout
         self.debug: str | None = parsedCmd.debug
         self._levels: dict[str, str] = parsedCmd.levels
-        self._isParent = True
+        self._is_parent = True
         if self.numProcesses > 1 and not TaskClass.canMultiprocess:
             self.log.warning("%s cannot run in several processes; one is used", TaskClass.__name__)
             self.numProcesses = 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_isParent": False}
+        return {**self.__dict__, "_is_parent": False}
 
     def run(self, parsedCmd: argparse.Namespace) -> list[Struct]:
         """Run on everything; return a Struct for each data reference, in order.
@@ -70,7 +70,7 @@ class TaskRunner:
         """
         targets = self.getTargetList(parsedCmd)
         if not self.precall(parsedCmd):
-            return [self._makeResult(target[0], exitStatus=1) for target in targets] or [Struct(exitStatus=1)]
+            return [self._make_result(target[0], exitStatus=1) for target in targets] or [Struct(exitStatus=1)]
         if not targets:
             self.log.warning("there is nothing to run on: no --id, or no data of it")
         n = min(self.numProcesses, len(targets))
@@ -82,7 +82,7 @@ class TaskRunner:
             dataRef = targets[index][0]
             if isinstance(result, ProcessDeath):
                 self.log.error("failed on %s: %s", format_data_id(dataRef.dataId), result.cause)
-                results[index] = self._makeResult(dataRef, exitStatus=1)
+                results[index] = self._make_result(dataRef, exitStatus=1)
             else:
                 results[index] = result
         return results
@@ -117,7 +117,7 @@ class TaskRunner:
         except Exception as error:
             if self.doRaise:
                 raise
-            self._logFailure("nothing was run", error)
+            self._log_failure("nothing was run", error)
             return False
         return True
 
@@ -128,7 +128,7 @@ class TaskRunner:
         -----
         A data reference with nothing to do (`NoWorkFound`) is no failure. Metadata are written in any case.
         """
-        if not self._isParent:
+        if not self._is_parent:
             configure_task_logs(self._levels, own_handlers=True)
         dataRef, kwargs = args
         result, exitStatus = None, 0
@@ -144,21 +144,21 @@ class TaskRunner:
                 if self.doRaise:
                     raise
                 exitStatus = 1
-                self._logFailure(f"failed on {format_data_id(dataRef.dataId)}", error)
+                self._log_failure(f"failed on {format_data_id(dataRef.dataId)}", error)
             finally:
                 task.writeMetadata(dataRef)
-            return self._makeResult(dataRef, exitStatus, task.getFullMetadata(), result)
+            return self._make_result(dataRef, exitStatus, task.getFullMetadata(), result)
 
     def runTask(self, task: "CmdLineTask", dataRef: DataRef, kwargs: dict[str, Any]) -> Any:
         """Call the task."""
         return task.runDataRef(dataRef, **kwargs)
 
-    def _makeResult(self, dataRef: DataRef, exitStatus: int, metadata: Any = None, result: Any = None) -> Struct:
+    def _make_result(self, dataRef: DataRef, exitStatus: int, metadata: Any = None, result: Any = None) -> Struct:
         if not self.doReturnResults:
             return Struct(exitStatus=exitStatus)
         return Struct(exitStatus=exitStatus, dataRef=dataRef, metadata=metadata, result=result)
 
-    def _logFailure(self, what: str, error: Exception) -> None:
+    def _log_failure(self, what: str, error: Exception) -> None:
         """Log an error; one of the tree says what it has to say, of all others the traceback is wanted."""
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         traceback = None if isinstance(error, AlertprodError) else error

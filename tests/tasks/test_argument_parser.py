@@ -6,7 +6,7 @@ import pytest
 from small_repository import LevelConfig, LevelTask, make_repository
 
 from alertprod.errors import ConfigError
-from alertprod.tasks.argument_parser import listTasks
+from alertprod.tasks.argument_parser import list_tasks
 from alertprod.tasks.image_difference import ImageDifferenceConfig
 from alertprod.tasks.plugins import open_display, open_repository
 
@@ -97,7 +97,7 @@ def test_tasks_and_data_are_shown_and_the_run_goes_on_where_that_is_said(parse, 
 
 
 def test_subtasks_of_subtasks_and_of_chosen_ones_are_listed():
-    tasks = dict(listTasks(ImageDifferenceConfig()))
+    tasks = dict(list_tasks(ImageDifferenceConfig()))
     assert tasks["subtract"] == "alertprod.tasks.image_psf_match.ImagePsfMatchTask"
     assert tasks["detection"] == "alertprod.tasks.source_detection.SourceDetectionTask"
 
