@@ -261,8 +261,9 @@ class Catalog(Mapping[str, NDArray[Any]]):
         return self._data[name]
 
     def __setitem__(self, name: str, values: Any) -> None:
-        """Fill an existing column, in place; values are cast to its dtype and broadcast."""
-        self._data[name][...] = values
+        """Fill an existing column, in place; values are cast to its dtype, infinite beyond its range, and broadcast."""
+        with np.errstate(over="ignore"):
+            self._data[name][...] = values
 
     def __iter__(self) -> Any:
         return iter(self._data)

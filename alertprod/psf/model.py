@@ -104,13 +104,15 @@ def adaptive_moments(
         if not (determinant > 0 and ixx > 0):
             msg = f"adaptive moments did not converge: Ixx {ixx:.3g}, Iyy {iyy:.3g}, Ixy {ixy:.3g}"
             raise ValueError(msg)
-        weight = np.exp(-0.5 * (iyy * u * u - 2.0 * ixy * u * v + ixx * v * v) / determinant) * image
-        total = weight.sum()
-        new = (
-            2.0 * float((weight * u * u).sum() / total),
-            2.0 * float((weight * v * v).sum() / total),
-            2.0 * float((weight * u * v).sum() / total),
-        )
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            # Of a needle, or of nothing: what is not finite ends in the error above.
+            weight = np.exp(-0.5 * (iyy * u * u - 2.0 * ixy * u * v + ixx * v * v) / determinant) * image
+            total = weight.sum()
+            new = (
+                2.0 * float((weight * u * u).sum() / total),
+                2.0 * float((weight * v * v).sum() / total),
+                2.0 * float((weight * u * v).sum() / total),
+            )
         change = max(abs(new[0] - ixx), abs(new[1] - iyy), abs(new[2] - ixy))
         ixx, iyy, ixy = new
         if change < tolerance * (ixx + iyy):

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
-from lsst.pex.config import Config, Field, FieldValidationError, ListField
+from lsst.pex.config import Config, Field, FieldValidationError, ListField, RangeField
 
 from alertprod.detection.background import estimate_background
 from alertprod.detection.detect import compute_significance, make_filter_kernel
@@ -27,7 +27,9 @@ class ScaleVarianceConfig(Config):
         default=["DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "NO_DATA", "INTRP", "EDGE", "CR"],
         doc="Pixels of these planes do not count",
     )
-    limit = Field(dtype=float, default=10.0, doc="A factor beyond this, or below its inverse, is an error")
+    limit = RangeField(
+        dtype=float, default=10.0, min=1.0, doc="A factor beyond this, or below its inverse, is an error"
+    )
     maxNoiseCorrelation = Field(
         dtype=float,
         default=1.1,
