@@ -14,6 +14,9 @@ from alertprod.measurement._fit_loops import differentiate, shift_image, solve_d
 
 N_PARAMETERS = 5
 
+_LONGEST_STEP = 4.0
+"""Pixels; a PSF or two."""
+
 
 @njit(cache=True, nogil=True)
 def draw_trail(
@@ -48,20 +51,14 @@ def draw_trail(
 
 @njit(cache=True, nogil=True)
 def _assemble(
-    values: FloatArray,
-    variances: FloatArray,
-    usable: BoolArray,
-    images: FloatArray,
-    flux: float,
-    a: FloatArray,
-    b: FloatArray,
+    values: FloatArray, usable: BoolArray, images: FloatArray, flux: float, a: FloatArray, b: FloatArray
 ) -> float:
-    """Fill the normal equations of the model drawn in `images`, return chi squared."""
+    """Fill the normal equations of the model drawn in `images`, return the sum of squared residuals."""
     rows, columns = values.shape
     gradient = np.empty(N_PARAMETERS)
     a[:] = 0.0
     b[:] = 0.0
-    chi2 = 0.0
+    total = 0.0
     for j in range(rows):
         for k in range(columns):
             if not usable[j, k]:
@@ -69,30 +66,66 @@ def _assemble(
             gradient[0] = images[0, j, k]
             for m in range(1, N_PARAMETERS):
                 gradient[m] = flux * images[m, j, k]
-            w = 1.0 / variances[j, k]
             r = values[j, k] - flux * gradient[0]
-            chi2 += w * r * r
+            total += r * r
             for m in range(N_PARAMETERS):
-                b[m] += w * gradient[m] * r
+                b[m] += gradient[m] * r
                 for q in range(m + 1):
-                    a[m, q] += w * gradient[m] * gradient[q]
+                    a[m, q] += gradient[m] * gradient[q]
     for m in range(N_PARAMETERS):
         for q in range(m):
             a[q, m] = a[m, q]
-    return chi2
+    return total
 
 
 @njit(cache=True, nogil=True)
-def _fit_flux(values: FloatArray, usable: BoolArray, image: FloatArray, precision: FloatArray) -> float:
-    """Return the flux of a fixed image that fits best with these weights; NaN where no pixel tells."""
+def _propagate(
+    variances: FloatArray, usable: BoolArray, images: FloatArray, flux: float, a: FloatArray
+) -> tuple[bool, FloatArray]:
+    """Return the covariance of the parameters: the pixels' variances through the solution of the normal equations."""
+    rows, columns = variances.shape
+    gradient, noise = np.empty(N_PARAMETERS), np.zeros((N_PARAMETERS, N_PARAMETERS))
+    for j in range(rows):
+        for k in range(columns):
+            if usable[j, k]:
+                gradient[0] = images[0, j, k]
+                for m in range(1, N_PARAMETERS):
+                    gradient[m] = flux * images[m, j, k]
+                for m in range(N_PARAMETERS):
+                    for q in range(N_PARAMETERS):
+                        noise[m, q] += variances[j, k] * gradient[m] * gradient[q]
+    inverse, free = np.empty((N_PARAMETERS, N_PARAMETERS)), np.ones(N_PARAMETERS, dtype=np.bool_)
+    for m in range(N_PARAMETERS):
+        unit = np.zeros(N_PARAMETERS)
+        unit[m] = 1.0
+        solved, inverse[:, m] = solve_damped(a, unit, 0.0, free)
+        if not solved:
+            return False, noise
+    return True, inverse @ noise @ inverse
+
+
+@njit(cache=True, nogil=True)
+def _fit_flux(values: FloatArray, usable: BoolArray, image: FloatArray) -> float:
+    """Return the flux of a fixed image that fits best; NaN where no pixel tells."""
     pd = pp = 0.0
     rows, columns = values.shape
     for j in range(rows):
         for k in range(columns):
             if usable[j, k]:
-                pd += precision[j, k] * image[j, k] * values[j, k]
-                pp += precision[j, k] * image[j, k] * image[j, k]
+                pd += image[j, k] * values[j, k]
+                pp += image[j, k] * image[j, k]
     return pd / pp if pp > 0.0 else np.nan
+
+
+@njit(cache=True, nogil=True)
+def _chi2(values: FloatArray, variances: FloatArray, usable: BoolArray, image: FloatArray, flux: float) -> float:
+    total = 0.0
+    rows, columns = values.shape
+    for j in range(rows):
+        for k in range(columns):
+            if usable[j, k]:
+                total += (values[j, k] - flux * image[j, k]) ** 2 / variances[j, k]
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -105,15 +138,14 @@ def fit_trail(
     weights: FloatArray,
     start: FloatArray,
     max_iterations: int,
-) -> tuple[bool, FloatArray, FloatArray, float, float, float]:
-    """Fit one trail by Levenberg-Marquardt.
+) -> tuple[bool, FloatArray, FloatArray, float, float]:
+    """Fit one trail by least squares (Levenberg-Marquardt).
 
     `values`, `variances`, `usable`: (rows, columns); `kernel`: centred PSF image; `nodes`, `weights`: quadrature over
     (-1, 1), weights of sum 1; `start`: middle and vector in the box's pixels.
 
-    Returns converged, the parameters, their covariance, the flux without weights, chi squared of the trail and of a
-    point source at its middle. The flux without weights is the one to report: a variance plane made from the data
-    would bias the other.
+    Returns converged, the parameters, their covariance (NaN where there is none), chi squared of the trail and of a
+    point source at its middle.
     """
     rows, columns = values.shape
     p, trial = np.zeros(N_PARAMETERS), np.zeros(N_PARAMETERS)
@@ -124,12 +156,11 @@ def fit_trail(
     trial_a, trial_b = np.zeros((N_PARAMETERS, N_PARAMETERS)), np.zeros(N_PARAMETERS)
     covariance = np.full((N_PARAMETERS, N_PARAMETERS), np.nan)
     free = np.ones(N_PARAMETERS, dtype=np.bool_)
-    precision = 1.0 / variances
     draw_trail(kernel, p, nodes, weights, images, star, scratch)
-    p[0] = _fit_flux(values, usable, images[0], precision)
+    p[0] = _fit_flux(values, usable, images[0])
     if not (-np.inf < p[0] < np.inf and p[0] != 0.0):
-        return False, p, covariance, np.nan, np.nan, np.nan
-    chi2 = _assemble(values, variances, usable, images, p[0], a, b)
+        return False, p, covariance, np.nan, np.nan
+    misfit = _assemble(values, usable, images, p[0], a, b)
     damping, converged = 1e-3, False
     for _ in range(max_iterations):
         solved, step = solve_damped(a, b, damping, free)
@@ -138,44 +169,33 @@ def fit_trail(
             if damping > 1e8:
                 break
             continue
-        # A step beyond a few pixels leaves the region where the linearisation holds.
+        # A longer step leaves the region where the linearisation holds.
         length = 0.0
         for m in range(1, N_PARAMETERS):
             length = max(length, abs(step[m]))
-        scale = min(1.0, 4.0 / length) if length > 0.0 else 1.0
+        scale = min(1.0, _LONGEST_STEP / length) if length > 0.0 else 1.0
         for m in range(N_PARAMETERS):
             trial[m] = p[m] + scale * step[m]
         draw_trail(kernel, trial, nodes, weights, trial_images, star, scratch)
-        if length * scale >= 4.0:
-            trial[0] = _fit_flux(values, usable, trial_images[0], precision)
-        trial_chi2 = _assemble(values, variances, usable, trial_images, trial[0], trial_a, trial_b)
+        if scale < 1.0:
+            trial[0] = _fit_flux(values, usable, trial_images[0])
+        trial_misfit = _assemble(values, usable, trial_images, trial[0], trial_a, trial_b)
         small = length < 1e-3 and abs(trial[0] - p[0]) < 1e-4 * abs(p[0])
-        if trial_chi2 <= chi2:
+        if trial_misfit <= misfit:
             p[:], images[:], a[:], b[:] = trial, trial_images, trial_a, trial_b
-            chi2 = trial_chi2
+            misfit = trial_misfit
             damping *= 0.2
         else:
             damping *= 8.0
         if small or damping > 1e8:
             converged = small
             break
-    for m in range(N_PARAMETERS):
-        unit = np.zeros(N_PARAMETERS)
-        unit[m] = 1.0
-        solved, column = solve_damped(a, unit, 0.0, free)
-        if not solved:
-            covariance[:] = np.nan
-            break
-        covariance[:, m] = column
-    flux = _fit_flux(values, usable, images[0], np.ones((rows, columns)))
+    solved, propagated = _propagate(variances, usable, images, p[0], a)
+    if solved:
+        covariance[:] = propagated
     shift_image(kernel, p[1] - columns // 2, p[2] - rows // 2, star, scratch)
-    point_flux = _fit_flux(values, usable, star, precision)
-    point_chi2 = 0.0
-    for j in range(rows):
-        for k in range(columns):
-            if usable[j, k]:
-                point_chi2 += precision[j, k] * (values[j, k] - point_flux * star[j, k]) ** 2
-    return converged, p, covariance, flux, chi2, point_chi2
+    point_chi2 = _chi2(values, variances, usable, star, _fit_flux(values, usable, star))
+    return converged, p, covariance, _chi2(values, variances, usable, images[0], p[0]), point_chi2
 
 
 @njit(cache=True, nogil=True)

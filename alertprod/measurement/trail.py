@@ -156,8 +156,9 @@ def fit_trails(
     Notes
     -----
     The model of Veres et al. (2012), a line of constant brightness under the PSF, with the PSF as it is in place of a
-    Gaussian. Maximum likelihood in flux, middle and the vector to an end; the reported flux is that of the fitted
-    shape without weights, as for point sources. Errors are those of the likelihood.
+    Gaussian. Least squares in flux, middle and the vector to an end: the maximum of the likelihood where the noise is
+    that of the sky. Weights from a variance plane that was made of the data would shorten a faint trail by a tenth; so,
+    as for point-source fluxes, only the errors use the variance.
     """
     config = config or TrailConfig()
     n = len(footprints)
@@ -185,7 +186,7 @@ def fit_trails(
             continue
         flags["flag_shape"][i] = shapes.flag[i]
         n_data[i] = int(usable.sum())
-        converged, p, covariance, flux, chi2, point_chi2 = _fit(
+        converged, p, covariance, chi2, point_chi2 = _fit(
             values,
             np.where(usable, cutout.variance, 1.0).astype(float),
             usable,
@@ -196,7 +197,7 @@ def fit_trails(
         )
         p[1:3] += [box.x_min, box.y_min]
         flags["flag_no_converge"][i] = not converged
-        flags["flag_no_flux"][i] = not flux * sign > 0.0
+        flags["flag_no_flux"][i] = not p[0] * sign > 0.0
         flags["flag_no_sigma"][i] = not (np.isfinite(covariance).all() and (np.diag(covariance) > 0.0).all())
         flags["flag_nan"][i] = not np.isfinite(p).all()
         flags["flag_point_like"][i] = point_chi2 - chi2 < config.min_delta_chi2
@@ -206,7 +207,7 @@ def fit_trails(
         turn = 1.0 if p[3] >= 0.0 else -1.0
         floats["x"][i], floats["y"][i] = p[1], p[2]
         floats["vector_x"][i], floats["vector_y"][i] = turn * p[3], turn * p[4]
-        floats["flux"][i], floats["flux_err"][i] = flux, np.sqrt(covariance[0, 0])
+        floats["flux"][i], floats["flux_err"][i] = p[0], np.sqrt(covariance[0, 0])
         floats["chi2"][i] = chi2
         covariances["position_covariance"][i] = covariance[1, 1], covariance[2, 2], covariance[1, 2]
         covariances["vector_covariance"][i] = covariance[3, 3], covariance[4, 4], covariance[3, 4]
@@ -226,7 +227,7 @@ def _fit(
     start: FloatArray,
     sigma: float,
     max_iterations: int,
-) -> tuple[bool, FloatArray, FloatArray, float, float, float]:
+) -> tuple[bool, FloatArray, FloatArray, float, float]:
     """Fit one box, with as many nodes as the trail's length needs."""
     for _ in range(_MAX_REFITS):
         # Half as long again as the start; and closer than a sigma, where a row of Gaussians is a line to 1e-4.
