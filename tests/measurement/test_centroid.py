@@ -151,3 +151,50 @@ def test_newton_step_equals_its_numpy_twin(psf):
     assert ok
     expected = [f, fx / f, fy / f, covariance[1, 1], covariance[2, 2], covariance[1, 2]]
     np.testing.assert_allclose([flux, sx, sy, vxx, vyy, vxy], expected, rtol=1e-8)
+
+
+CAUSES = ("flag_no_second_derivative", "flag_not_at_maximum", "flag_not_converged", "flag_reset_to_peak")
+
+
+def causes(centroid, i=0):
+    return [name for name in CAUSES if getattr(centroid, name)[i]]
+
+
+def test_a_failure_has_one_cause(make_image, psf):
+    image = make_image((100, 100), psf, [(30.0, 30.0, -1000.0), (60.0, 60.0, 3000.0)])
+    image.image[80:, :20] = np.nan
+    # A peak that is a pit; no pixel at all; a place on the flank of a star; the star itself.
+    points = np.array([(30.0, 30.0), (8.0, 92.0), (65.0, 60.0), (60.0, 60.0)])
+    centroid = fit(image, psf, points)
+    assert causes(centroid, 0) == ["flag_not_at_maximum"]
+    assert causes(centroid, 1) == ["flag_no_second_derivative"]
+    assert causes(centroid, 2) == ["flag_reset_to_peak"]
+    assert causes(centroid, 3) == []
+    assert centroid.flag.tolist() == [True, True, True, False]
+    assert (centroid.x[2], centroid.y[2]) == (65.0, 60.0)
+
+
+def test_every_failure_on_noise_has_exactly_one_cause(make_image, psf):
+    rng = np.random.default_rng(8)
+    image = make_image((300, 300), psf, seed=9)
+    points = rng.integers(0, 300, (300, 2)).astype(float)
+    centroid = fit(image, psf, points)
+    assert centroid.flag.any()
+    n_causes = sum(getattr(centroid, name).astype(int) for name in CAUSES)
+    np.testing.assert_array_equal(n_causes, centroid.flag.astype(int))
+
+
+def test_fits_near_the_edge_are_told_from_those_it_breaks(make_image, psf):
+    image = make_image((64, 64), psf, [(2.3, 40.2, 1000.0), (32.0, 32.0, 1000.0), (62.0, 5.0, -1000.0)])
+    centroid = fit(image, psf, np.array([(2.3, 40.2), (32.0, 32.0), (62.0, 5.0)]))
+    assert centroid.flag_near_edge.tolist() == [True, False, True]
+    assert centroid.flag.tolist() == centroid.flag_edge.tolist() == [False, False, True]
+
+
+def test_position_worse_than_a_psf_sigma_is_flagged(make_image, psf):
+    faint = 1.0 * np.sqrt(4.0 * np.pi * SIGMA**2)
+    image = make_image((64, 64), psf, [(32.0, 32.0, faint)])
+    # Standard error of each coordinate sqrt(2) sigma at signal-to-noise 1.
+    assert fit(image, psf, (32.0, 32.0)).flag_almost_no_second_derivative[0]
+    image = make_image((64, 64), psf, [(32.0, 32.0, 10.0 * faint)])
+    assert not fit(image, psf, (32.0, 32.0)).flag_almost_no_second_derivative[0]

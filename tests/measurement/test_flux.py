@@ -4,7 +4,7 @@ import pytest
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement import _loops
-from alertprod.measurement.flux import measure_aperture_flux, measure_psf_flux
+from alertprod.measurement.flux import measure_aperture_flux, measure_peak_likelihood, measure_psf_flux
 from alertprod.measurement.stamps import CHUNK, cut_stamps, draw_psfs
 from alertprod.psf.analytic import MoffatPsf
 from alertprod.psf.model import PointSpreadFunction
@@ -20,6 +20,7 @@ def test_noise_free_star_has_its_flux(make_image, psf):
     assert fluxes.flux_err[0] == pytest.approx(2.0 * np.sqrt(4.0 * np.pi * SIGMA**2), rel=1e-3)
     assert fluxes.chi2[0] == pytest.approx(0.0, abs=1e-6)
     assert fluxes.n_data[0] == psf.size**2
+    assert fluxes.area[0] == pytest.approx(4.0 * np.pi * SIGMA**2, rel=1e-3)
     assert not fluxes.flag[0]
 
 
@@ -213,3 +214,57 @@ def test_flux_loop_equals_its_numpy_twin(make_image, psf):
     np.testing.assert_allclose(fluxes.flux, flux)
     np.testing.assert_allclose(fluxes.flux_err, np.sqrt((p * p * stamps.variances).sum(axis=(1, 2))) / power)
     np.testing.assert_allclose(fluxes.chi2, (residual**2 / stamps.variances).sum(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("point", [(30.0, 30.0), (30.49, 29.51), (30.2, 30.4)])
+def test_peak_likelihood_of_a_star_is_its_flux(make_image, psf, point):
+    image = make_image((64, 64), psf, [(*point, 1000.0)], noise=2.0)
+    peak = measure_peak_likelihood(image, psf, x=np.array([point[0]]), y=np.array([point[1]]))
+    # The parabola's error on a Gaussian of sqrt(2) sigma, half a pixel off along both axes.
+    assert peak.flux[0] == pytest.approx(1000.0, rel=4e-3)
+    assert peak.flux_err[0] == pytest.approx(2.0 * np.sqrt(4.0 * np.pi * SIGMA**2), rel=1e-3)
+    assert not peak.flag[0]
+
+
+def test_peak_likelihood_on_noise_has_no_bias(make_image, psf, scattered):
+    n = 400
+    points = scattered(n, spacing=32, seed=15)
+    image = make_image((640, 640), psf, np.column_stack([points, np.full(n, 200.0)]), seed=16)
+    peak = measure_peak_likelihood(image, psf, x=points[:, 0], y=points[:, 1])
+    pull = (peak.flux - 200.0) / peak.flux_err
+    assert abs(pull.mean()) < 4.0 / np.sqrt(n)
+    assert pull.std() == pytest.approx(1.0, abs=4.0 / np.sqrt(2.0 * n))
+
+
+def test_peak_likelihood_off_the_image_or_without_pixels_is_flagged(make_image, psf):
+    image = make_image((64, 64), psf, [(30.0, 30.0, 100.0)])
+    image.image[40:, 40:] = np.nan
+    peak = measure_peak_likelihood(
+        image, psf, x=np.array([-200.0, np.nan, 62.0, 30.0]), y=np.array([10.0, 10.0, 62.0, 30.0])
+    )
+    assert peak.flag.tolist() == [True, True, True, False]
+    assert np.isnan(peak.flux[:3]).all()
+
+
+def test_peak_likelihood_loop_equals_its_numpy_twin(make_image, psf):
+    image = make_image((64, 64), psf, [(30.3, 31.8, 100.0)], seed=17)
+    image.mask[28:31, 33] = plane_bits("BAD")
+    peak = measure_peak_likelihood(image, psf, x=np.array([30.3]), y=np.array([31.8]), bad_planes=plane_bits("BAD"))
+    kernel, half = psf.compute_kernel_image(x=30, y=32), psf.size // 2
+    usable = (image.mask == 0).astype(float)
+    estimate = np.empty((3, 3))
+    for b in range(3):
+        for a in range(3):
+            # The stamp stays on the middle pixel; the kernel moves within it.
+            p = np.zeros((psf.size, psf.size))
+            p[max(0, b - 1) : psf.size + min(0, b - 1), max(0, a - 1) : psf.size + min(0, a - 1)] = kernel[
+                max(0, 1 - b) : psf.size + min(0, 1 - b), max(0, 1 - a) : psf.size + min(0, 1 - a)
+            ]
+            stamp = (slice(32 - half, 33 + half), slice(30 - half, 31 + half))
+            p *= usable[stamp]
+            estimate[b, a] = (p * image.image[stamp]).sum() / (p * p).sum()
+
+    def weights(t):
+        return np.array([0.5 * t * (t - 1.0), 1.0 - t * t, 0.5 * t * (t + 1.0)])
+
+    assert peak.flux[0] == pytest.approx(weights(-0.2) @ estimate @ weights(0.3), rel=1e-6)

@@ -81,3 +81,62 @@ def test_no_pixels_is_flagged(make_image, psf):
     assert shapes.flag_no_pixels[0]
     assert np.isnan(shapes.ixx[0])
     assert np.isnan(shapes.compute_extendedness()[0])
+
+
+def test_errors_of_the_moments_are_their_scatter(make_image, scattered):
+    n, snr = 400, 40.0
+    stretched = GaussianPsf(fwhm=4.5, ellipticity=0.4, position_angle_deg=35.0, size=35)
+    points = scattered(n, spacing=36, seed=4)
+    flux = snr / np.sqrt((stretched.compute_kernel_image(x=0, y=0) ** 2).sum())
+    image = make_image((720, 720), stretched, np.column_stack([points, np.full(n, flux)]), seed=5)
+    shapes = measure_shapes(image, stretched, x=points[:, 0], y=points[:, 1], is_negative=np.zeros(n, dtype=bool))
+    truth = stretched.compute_moments(x=0, y=0)
+    moments = (shapes.ixx, shapes.iyy, shapes.ixy)
+    for measured, error, true in zip(moments, shapes.compute_errors(), truth, strict=True):
+        pull = (measured - true) / error
+        # Second order in 1 / snr shifts the mean by some hundredths.
+        assert abs(pull.mean()) < 4.0 / np.sqrt(n) + 0.1
+        assert pull.std() == pytest.approx(1.0, abs=4.0 / np.sqrt(2.0 * n) + 0.03)
+
+
+def test_gaussian_flux_of_a_star_is_its_flux(make_image, psf):
+    image = make_image((80, 80), psf, [(40.2, 39.7, 1000.0)], noise=2.0)
+    shapes = measure_shapes(image, psf, **POINT, is_negative=POSITIVE)
+    assert shapes.flux[0] == pytest.approx(1000.0, rel=1e-3)
+    assert shapes.flux_err[0] == pytest.approx(2.0 * np.sqrt(4.0 * np.pi * SIGMA**2), rel=1e-3)
+    negated = measure_shapes(MaskedImage(-image.image, image.mask, image.variance), psf, **POINT, is_negative=~POSITIVE)
+    assert negated.flux[0] == pytest.approx(-shapes.flux[0], rel=1e-6)
+
+
+def test_gaussian_flux_of_an_extended_source_holds_what_a_point_source_fit_loses(make_image, psf):
+    wide = GaussianPsf(fwhm=3.0 * FWHM_PER_SIGMA, size=61)
+    image = make_image((80, 80), wide, [(40.2, 39.7, 1000.0)])
+    shapes = measure_shapes(image, psf, **POINT, is_negative=POSITIVE)
+    assert shapes.flux[0] == pytest.approx(1000.0, rel=2e-3)
+
+
+def test_without_moments_there_is_no_gaussian_flux(make_image, psf):
+    image = make_image((80, 80), psf)
+    image.image[:] = np.nan
+    shapes = measure_shapes(image, psf, **POINT, is_negative=POSITIVE)
+    assert np.isnan(shapes.flux[0])
+    assert np.isnan(shapes.compute_errors()).all()
+
+
+def test_quick_steps_end_where_the_slow_ones_of_the_numpy_twin_do(make_image):
+    """The twin: the slow fixed point ``M = 2 M_w`` in NumPy ends where the compiled one does."""
+    moffat = MoffatPsf(fwhm=4.0, beta=2.5, ellipticity=0.3, position_angle_deg=20.0, size=41)
+    image = make_image((80, 80), moffat, [(40.0, 40.0, 300.0)], seed=6)
+    shapes = measure_shapes(image, moffat, x=np.array([40.0]), y=np.array([40.0]), is_negative=POSITIVE)
+    stamp = image.image[20:61, 20:61].astype(float)
+    v, u = np.mgrid[-20:21, -20:21].astype(float)
+    m, cx, cy = np.diag([4.0, 4.0]), 0.0, 0.0
+    for _ in range(200):
+        inverse = np.linalg.inv(m)
+        du, dv = u - cx, v - cy
+        w = np.exp(-0.5 * (inverse[0, 0] * du**2 + 2.0 * inverse[0, 1] * du * dv + inverse[1, 1] * dv**2)) * stamp
+        mx, my = (w * du).sum() / w.sum(), (w * dv).sum() / w.sum()
+        xx, yy = (w * du * du).sum() / w.sum() - mx * mx, (w * dv * dv).sum() / w.sum() - my * my
+        xy = (w * du * dv).sum() / w.sum() - mx * my
+        m, cx, cy = 2.0 * np.array([[xx, xy], [xy, yy]]), cx + 2.0 * mx, cy + 2.0 * my
+    assert (shapes.ixx[0], shapes.iyy[0], shapes.ixy[0]) == pytest.approx((m[0, 0], m[1, 1], m[0, 1]), rel=1e-3)
