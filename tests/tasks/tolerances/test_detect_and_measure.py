@@ -27,8 +27,9 @@ PSF = GaussianPsf.from_sigma(MID)
 
 
 def make_task(**fields) -> ImageDifferenceTask:
+    """Return a task that detects and measures on a difference it is given."""
     config = ImageDifferenceConfig()
-    config.update(**fields)
+    config.update(doSubtract=False, **fields)
     return ImageDifferenceTask(config)
 
 

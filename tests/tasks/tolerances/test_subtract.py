@@ -17,11 +17,13 @@ from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.photo_calib import AB_ZERO_POINT_NJY
 from alertprod.tasks.difference_metrics import compute_footprint_ratios, compute_limiting_magnitudes
-from alertprod.tasks.image_difference import NOT_SKY_PLANES, ImageDifferenceConfig, ImageDifferenceTask
+from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
 from alertprod.tasks.scale_variance import ScaleVarianceTask
 from alertprod.tasks.task import Struct
 
 N_PIXELS = SHAPE[0] * SHAPE[1]
+
+NOT_SKY = ("NO_DATA", "EDGE", "DETECTED", "DETECTED_NEGATIVE")
 
 
 def make_task(*, mode: str | None = None, **fields) -> ImageDifferenceTask:
@@ -216,7 +218,7 @@ def footprint_ratio(template_sigma: float) -> float:
     science = make_sky(psf_sigma=MID)
     ran = subtract(science, make_template(psf_sigma=template_sigma))
     return compute_footprint_ratios(
-        ran.subtractedExposure, science.exposure, science.sources, prefix="difference", sky_planes=NOT_SKY_PLANES
+        ran.subtractedExposure, science.exposure, science.sources, prefix="difference", sky_planes=NOT_SKY
     )["differenceFootprintRatioMean"]
 
 
@@ -243,7 +245,7 @@ def test_limiting_magnitudes_follow_their_formula():
     }
     for exposure, (_, noise, _) in zip(skies.values(), calibs.values(), strict=True):
         exposure.variance[...] = noise**2
-    limits = compute_limiting_magnitudes(skies["science"], skies["template"], sky_planes=NOT_SKY_PLANES)
+    limits = compute_limiting_magnitudes(skies["science"], skies["template"], sky_planes=NOT_SKY)
     fluxes = {name: 5.0 * noise * np.sqrt(4.0 * np.pi) * sigma * njy for name, (sigma, noise, njy) in calibs.items()}
     fluxes["diffim"] = np.hypot(fluxes["science"], fluxes["template"])
     for name, flux in fluxes.items():
