@@ -1,28 +1,14 @@
 """Which datasets a difference reads and writes, by configuration."""
 
-# ruff: noqa: N815  the names of the task's fields
-
 import pytest
-from lsst.pex.config import Config, Field
 
 from alertprod.errors import ConfigError
 from alertprod.tasks.connections import ImageDifferenceConnections, ImageDifferenceFromTemplateConnections
-
-
-class Written(Config):
-    """The fields that connections follow, with the task's defaults."""
-
-    coaddName = Field(dtype=str, default="deep", doc="Kind of coadd")
-    doWriteSubtractedExp = Field(dtype=bool, default=True, doc="Write")
-    doWriteScoreExp = Field(dtype=bool, default=False, doc="Write")
-    doWriteWarpedExp = Field(dtype=bool, default=False, doc="Write")
-    doWriteMatchedExp = Field(dtype=bool, default=False, doc="Write")
-    doWriteSources = Field(dtype=bool, default=True, doc="Write")
-    doApplyFinalizedPsf = Field(dtype=bool, default=False, doc="Use")
+from alertprod.tasks.image_difference_config import ImageDifferenceConfig
 
 
 def make(cls=ImageDifferenceConnections, templates=None, **fields):
-    config = Written()
+    config = ImageDifferenceConfig()
     for name, value in fields.items():
         setattr(config, name, value)
     return cls(config=config, **(templates or {}))
