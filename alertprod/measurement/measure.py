@@ -162,7 +162,7 @@ def measure_dia_sources(
 
     bad_planes = plane_bits(*config.excluded_planes)
     psf_of_template = choose_template_psf(science, matched_template, template_psf)
-    is_negative = footprints.is_negative
+    is_negative = footprints.is_negative & ~footprints.is_sky
     centroids, dipoles = _find_positions(
         footprints, difference, difference.psf, science, matched_template, psf_of_template, bad_planes, config
     )

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from alertprod.detection.detect import detect
+from alertprod.detection.footprints import FootprintSet, build_footprints
+from alertprod.errors import ConfigError
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.ids import IdFactory
 from alertprod.images.exposure import Exposure, ExposureInfo
@@ -9,6 +11,7 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS
+from alertprod.measurement.dipole import DipoleConfig
 from alertprod.measurement.measure import MeasurementConfig, measure_dia_sources
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import FWHM_PER_SIGMA
@@ -103,7 +106,16 @@ def test_moments_are_in_square_arcseconds(make_exposures):
 
 def test_calibration_scales_every_flux(make_exposures):
     plain, scaled = measure(make_exposures()).catalog, measure(make_exposures(njy=25.0)).catalog
-    for name in ("psf_flux", "ap_flux", "science_flux", "template_flux"):
+    for name in (
+        "psf_flux",
+        "ap_flux",
+        "science_flux",
+        "template_flux",
+        "gaussian_flux",
+        "peak_likelihood_flux",
+        "naive_dipole_positive_flux",
+        "naive_dipole_negative_flux",
+    ):
         np.testing.assert_allclose(scaled[name], 25.0 * plain[name], rtol=1e-5)
         np.testing.assert_allclose(scaled[f"{name}_err"], 25.0 * plain[f"{name}_err"], rtol=1e-5)
     np.testing.assert_array_equal(scaled["psf_chi2"], plain["psf_chi2"])
@@ -115,8 +127,119 @@ def test_exposure_facts_are_in_every_row(make_exposures):
     assert set(catalog["detector"]) == {3}
     assert set(catalog["band"]) == {"r"}
     np.testing.assert_allclose(catalog["midpoint_mjd_tai"], 60000.0005)
+    assert set(catalog["local_photo_calib"]) == {1.0}
     assert np.isnan(catalog["trail_flux"]).all()
     assert not catalog["trail_ndata"].any()
+
+
+def test_other_fluxes_agree_with_the_point_source_flux(make_exposures):
+    catalog = measure(make_exposures()).catalog
+    flux, error = catalog["psf_flux"], catalog["psf_flux_err"]
+    # The parabola loses up to half a per cent.
+    assert np.abs(catalog["peak_likelihood_flux"] - flux).max() < 0.005 * np.abs(flux).max()
+    # Free moments add noise of their own: sqrt(2) of the point source's error in all.
+    assert np.abs((catalog["gaussian_flux"] - flux) / error).max() < 4.5
+    np.testing.assert_allclose(catalog["psf_flux_area"], 4.0 * np.pi * 1.8**2, rtol=1e-3)
+    np.testing.assert_allclose(catalog["forced_psf_flux_area"], catalog["psf_flux_area"], rtol=1e-6)
+    # The Fisher matrix of a Gaussian: sqrt(8) I / snr.
+    expected = np.sqrt(8.0) * catalog["ixx"] * catalog["gaussian_flux_err"] / np.abs(catalog["gaussian_flux"])
+    np.testing.assert_allclose(catalog["ixx_err"], expected, rtol=1e-5)
+
+
+def test_calibration_at_the_centroid_is_that_of_the_exposure(make_exposures):
+    exposures = make_exposures()
+    exposures[0].photo_calib = PhotoCalib(25.0, njy_per_count_err=0.5)
+    catalog = measure(exposures).catalog
+    assert set(catalog["local_photo_calib"]) == {25.0}
+    assert set(catalog["local_photo_calib_err"]) == {0.5}
+    cd = np.array([[catalog[f"local_wcs_cd_{i}_{j}"] for j in (1, 2)] for i in (1, 2)])
+    step = np.array([3.0, -2.0])
+    for row in range(catalog.n_rows):
+        x, y = float(catalog["x"][row]), float(catalog["y"][row])
+        ra, dec = WCS.pixel_to_sky(x=np.array([x, x + step[0]]), y=np.array([y, y + step[1]]))
+        offset = np.array([(ra[1] - ra[0]) * np.cos(np.radians(dec[0])), dec[1] - dec[0]])
+        np.testing.assert_allclose(cd[:, :, row] @ step, offset, rtol=1e-4, atol=1e-9)
+
+
+def test_trails_fill_their_columns(make_image, psf):
+    # Towards +y, which points to position angle 25 degrees: 20 pixels of 0.4 arcsec.
+    stars = [(60.3, 58.2 + t, 6000.0 / 41) for t in np.linspace(-9.75, 9.75, 41)]
+    science = make_image((120, 120), psf, stars, seed=3)
+    template = make_image((120, 120), psf, noise=0.25, seed=4)
+    difference = MaskedImage(science.image - template.image, science.mask, science.variance + template.variance)
+    exposures = tuple(expose(image, psf, njy=2.0) for image in (difference, science, template))
+    catalog = measure(exposures).catalog
+    assert catalog.n_rows == 1
+    for name, true in (("flux", 12000.0), ("length", 20.0 * SCALE), ("angle", 25.0)):
+        unit = {"flux": "", "length": "_arcsec", "angle": "_deg"}[name]
+        value, error = catalog[f"trail_{name}{unit}"][0], catalog[f"trail_{name}_err{unit}"][0]
+        assert abs(value - true) < 4.5 * error, name
+        assert 0.0 < error < 0.1 * true, name
+    ra, dec = WCS.pixel_to_sky(x=60.3, y=58.2)
+    for axis, true, cos in (("ra", ra, np.cos(np.radians(dec))), ("dec", dec, 1.0)):
+        offset = (catalog[f"trail_{axis}_deg"][0] - true) * cos
+        assert abs(offset) < 4.5 * catalog[f"trail_{axis}_err_deg"][0]
+    assert catalog["trail_ndata"][0] > 300
+    assert catalog["trail_chi2"][0] == pytest.approx(catalog["trail_ndata"][0], rel=0.2)
+    ends = sorted([catalog["trail_y0"][0], catalog["trail_y1"][0]])
+    assert ends == pytest.approx([48.2, 68.2], abs=0.5)
+    assert not catalog["trail_flag"][0]
+    assert catalog["trail_flag_suspect_long_trail"][0]
+    off = measure(exposures, config=MeasurementConfig(fit_trails=False)).catalog
+    assert off["trail_ndata"][0] == 0
+
+
+def test_sky_sources_keep_their_place_and_measure_nothing(make_exposures):
+    difference, science, template = make_exposures()
+    footprints = detect(difference.masked_image, difference.psf)
+    places = [(30, 100), (100, 30), (170, 60), (100, 170), (30, 180)]
+    v, u = np.mgrid[-8:9, -8:9]
+    disk = np.flatnonzero((u * u + v * v <= 64).ravel())
+    sky = build_footprints(
+        shape=difference.shape,
+        sigma=footprints.sigma,
+        pixels=np.concatenate([((y + v) * 200 + x + u).ravel()[disk] for x, y in places]),
+        owner=np.repeat(np.arange(5), len(disk)),
+        peak_pixels=np.array([y * 200 + x for x, y in places]),
+        peak_owner=np.arange(5),
+        peak_significance=np.zeros(5),
+        is_sky=True,
+    )
+    config = MeasurementConfig(dipole=DipoleConfig(fit_all_dia_sources=True))
+    catalog = measure_dia_sources(
+        FootprintSet.concatenate([footprints, sky]),
+        difference,
+        science,
+        template,
+        id_factory=IdFactory(7, 44),
+        config=config,
+    ).catalog
+    rows = np.flatnonzero(catalog["sky_source"])
+    assert len(rows) == 5
+    assert catalog.n_rows == len(SOURCES) + 5
+    assert {(float(x), float(y)) for x, y in zip(catalog["x"][rows], catalog["y"][rows], strict=True)} == {
+        (float(x), float(y)) for x, y in places
+    }
+    assert np.abs(catalog["psf_flux"][rows] / catalog["psf_flux_err"][rows]).max() < 4.0
+    for flag in ("centroid_flag", "is_negative", "is_dipole", "dipole_fit_attempted"):
+        assert not catalog[flag][rows].any(), flag
+    assert not catalog["trail_ndata"][rows].any()
+    assert np.isnan(catalog["x_err"][rows]).all()
+
+
+def test_flags_of_the_template_and_of_all_nine_pixels_are_columns(make_exposures):
+    exposures = make_exposures()
+    x, y = 60, 150
+    exposures[0].mask[y - 1 : y + 2, x - 1 : x + 2] |= plane_bits("HIGH_VARIANCE")
+    exposures[0].mask[y + 3, x] |= plane_bits("SAT_TEMPLATE", "SPIKE")
+    catalog = measure(exposures).catalog
+    row = by_source(catalog)[2]
+    for end in ("", "_center", "_center_all"):
+        assert catalog[f"pixel_flags_high_variance{end}"][row]
+    assert catalog["pixel_flags_sat_template"][row]
+    assert catalog["pixel_flags_spike"][row]
+    assert not catalog["pixel_flags_sat_template_center"][row]
+    assert catalog["pixel_flags_high_variance"].sum() == 1
 
 
 def test_boxes_hold_their_footprints(make_exposures):
@@ -145,6 +268,15 @@ def test_dipoles_fill_their_columns(make_image):
     assert catalog["dipole_mean_flux"][0] == pytest.approx(1500.0, rel=0.02)
     assert abs(catalog["dipole_flux_diff"][0]) < 5.0 * catalog["dipole_flux_diff_err"][0]
     assert catalog["dipole_chi2"][0] == pytest.approx(1.0, abs=0.3)
+    assert catalog["dipole_positive_flux"][0] == -catalog["dipole_negative_flux"][0] == catalog["dipole_mean_flux"][0]
+    assert (catalog["dipole_positive_x"][0], catalog["dipole_positive_y"][0]) == pytest.approx((60.3, 58.2), abs=0.1)
+    assert (catalog["dipole_negative_x"][0], catalog["dipole_negative_y"][0]) == pytest.approx((60.3, 59.2), abs=0.1)
+    assert catalog["dipole_separation"][0] == pytest.approx(1.0, rel=0.1)
+    assert catalog["dipole_orientation_deg"][0] == pytest.approx(-90.0, abs=6.0)
+    assert catalog["dipole_snr"][0] > 7.07
+    assert catalog["naive_dipole_positive_flux"][0] > 0 > catalog["naive_dipole_negative_flux"][0]
+    assert not catalog["dipole_fit_flag"][0]
+    assert catalog["trail_ndata"][0] == 0, "a dipole is no trail"
     assert (catalog["x"][0], catalog["y"][0]) == pytest.approx((60.3, 58.7), abs=0.05)
     assert catalog["ap_flux"][0] == pytest.approx(0.0, abs=0.05 * 1500.0)
     assert not catalog["is_negative"][0]
@@ -183,7 +315,7 @@ def test_flags_to_remove_by_are_the_callers_choice(make_exposures):
 
 
 def test_unknown_flags_and_planes_are_refused_at_construction():
-    with pytest.raises(ValueError, match="falseCenter"):
+    with pytest.raises(ConfigError, match="falseCenter"):
         MeasurementConfig(bad_flags=("falseCenter",))
     with pytest.raises(KeyError, match="NONSENSE"):
         MeasurementConfig(excluded_planes=("NONSENSE",))
@@ -224,6 +356,7 @@ def test_without_science_and_template_their_columns_stay_blank(make_exposures):
     assert np.isnan(catalog["science_flux"]).all()
     assert catalog["forced_psf_flux_flag"].all()
     assert np.isnan(catalog["template_flux"]).all()
+    assert catalog["forced_template_psf_flux_flag"].all()
     assert np.isfinite(catalog["psf_flux"]).all()
 
 
