@@ -37,8 +37,9 @@ class GetCoaddAsTemplateConfig(Config):
             "goodSeeing": "Of the sharpest exposures",
             "dcr": "One coadd for each part of the band, for differential chromatic refraction",
         },
-        default="deep",
-        doc="Kind of coadd",
+        default=None,
+        optional=True,
+        doc="Kind of coadd; by default what the task says that this one is part of, which names its datasets after it",
     )
     dcrNumSubfilters = RangeField(
         dtype=int, default=3, min=2, doc='Parts of the band, where coaddName is "dcr": each tile needs all of them'
@@ -70,6 +71,12 @@ class GetCoaddAsTemplateTask(Task):
 
     ConfigClass = GetCoaddAsTemplateConfig
     _DefaultName: ClassVar[str] = "getTemplate"
+
+    def __init__(self, config: Config | None = None, **keyArgs: Any) -> None:
+        super().__init__(config, **keyArgs)
+        parent = keyArgs.get("parentTask")
+        inherited: str = "deep" if parent is None else getattr(parent.config, "coaddName", "deep")
+        self.coaddName: str = self.config.coaddName or inherited
 
     def runDataRef(
         self, exposure: Exposure, sensorRef: DataRef, templateIdList: Sequence[DataId] | None = None
@@ -105,7 +112,7 @@ class GetCoaddAsTemplateTask(Task):
         if templateIdList:
             tiles = self._find_exposures(sensorRef, templateIdList)
         else:
-            tiles = sensorRef.butler.find(wcs, exposure.shape, band, self.config.coaddName)
+            tiles = sensorRef.butler.find(wcs, exposure.shape, band, self.coaddName)
         return self.run(tiles, wcs=wcs, shape=exposure.shape, band=band)
 
     def runQuantum(
@@ -167,7 +174,7 @@ class GetCoaddAsTemplateTask(Task):
         border = self.config.templateBorderSize
         grid = wcs.shifted(dx=border, dy=border) if border else wcs
         grid_shape = (shape[0] + 2 * border, shape[1] + 2 * border)
-        if self.config.coaddName == "dcr":
+        if self.coaddName == "dcr":
             merged = self._merge_subfilters(list(tiles), grid, grid_shape, band)
         else:
             merged = self._merge(tiles, grid, grid_shape, band)

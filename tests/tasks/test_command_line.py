@@ -81,7 +81,7 @@ def test_the_module_runs_from_a_shell(repository, tmp_path):
 def test_what_fails_is_the_exit_status_and_leaves_metadata(repository, tmp_path, capsys):
     words = [str(repository), "--output", str(tmp_path), "--id", "visit=1^9", "-c", "coaddName=goodSeeing"]
     with pytest.raises(SystemExit) as exit_info:
-        ImageDifferenceTask.parseAndRun([*words, "getTemplate.coaddName=goodSeeing"])
+        ImageDifferenceTask.parseAndRun(words)
     assert exit_info.value.code == 2
     lines = capsys.readouterr().err
     assert "failed on instrument=SAAO-STE3 visit=9" in lines

@@ -12,6 +12,7 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.store.repository import FolderRepository
 from alertprod.tasks.get_template import GetCoaddAsTemplateConfig, GetCoaddAsTemplateTask
+from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
 
 GRID = {"wcs": WCS, "shape": SHAPE, "band": "r"}
 NO_DATA = plane_bits("NO_DATA")
@@ -197,6 +198,15 @@ def test_subfilters_are_averaged_with_equal_weights():
     assert good.sum() == result.area == good.size - 1
     np.testing.assert_allclose(result.exposure.image[good], 5.0, rtol=1e-5)
     np.testing.assert_allclose(result.exposure.variance[good], 105.0 / 9.0, rtol=1e-5)
+
+
+def test_the_kind_of_coadd_is_the_parents_unless_it_is_said():
+    config = ImageDifferenceConfig()
+    config.coaddName = "goodSeeing"
+    assert ImageDifferenceTask(config).getTemplate.coaddName == "goodSeeing"
+    config.getTemplate.coaddName = "dcr"
+    assert ImageDifferenceTask(config).getTemplate.coaddName == "dcr"
+    assert make_task().coaddName == "deep"
 
 
 def test_every_subfilter_must_be_there():
