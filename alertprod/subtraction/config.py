@@ -261,6 +261,10 @@ class DeltaFunctionConfig(MatchConfig):
     use_pca_for_spatial_kernel: bool = True
     """The reference's default for delta functions: hundreds of unknowns cannot all vary over the image."""
 
+    constant_variance_weighting: bool = False
+    """Each pixel counts by its own noise: free pixels would otherwise follow the photon noise of a star's core, and let
+    wings and sky make up for it. The reference weighs a whole stamp alike."""
+
     max_condition_number: float = 5.0e6
     """As for Gaussians; also where the eigenvalues are cut off for the biased risk."""
 
