@@ -52,4 +52,6 @@ class ApplyApCorrTask(Task):
         self.metadata["nApCorrFailures"] = sum(failures.values())
         for name, n_failed in failures.items():
             if n_failed:
-                self.log.warning("the aperture correction of %s failed for %d of %d sources", name, n_failed, catalog.n_rows)
+                self.log.warning(
+                    "the aperture correction of %s failed for %d of %d sources", name, n_failed, catalog.n_rows
+                )
