@@ -14,7 +14,7 @@ from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import FWHM_PER_SIGMA
 from alertprod.tasks import difference_metrics
 from alertprod.tasks.difference_metrics import (
-    check_footprint_ratios,
+    check_footprint_ratio,
     compute_footprint_ratios,
     compute_limiting_magnitude,
     compute_limiting_magnitudes,
@@ -216,29 +216,31 @@ def test_without_stars_there_is_no_ratio(science):
     assert list(ratios) == [
         "differenceFootprintRatioMean",
         "differenceFootprintRatioStdev",
+        "differenceFootprintRatioMedian",
         "differenceFootprintSkyRatioMean",
         "differenceFootprintSkyRatioStdev",
     ]
     assert np.isnan(list(ratios.values())).all()
-    check_footprint_ratios(ratios, prefix="difference", max_mean=0.2, max_stdev=0.4)
+    check_footprint_ratio(ratios, prefix="difference", max_median=0.2)
 
 
-@pytest.mark.parametrize(
-    ("values", "culprit"),
-    [
-        ((0.2, 0.4), None),
-        ((0.21, 0.1), "residualFootprintRatioMean is 0.21, the limit is 0.2"),
-        ((0.1, 0.41), "residualFootprintRatioStdev is 0.41, the limit is 0.4"),
-    ],
-)
-def test_too_much_left_of_the_stars_is_a_bad_subtraction(values, culprit):
-    ratios = {"residualFootprintRatioMean": values[0], "residualFootprintRatioStdev": values[1]}
-    if culprit is None:
-        check_footprint_ratios(ratios, prefix="residual", max_mean=0.2, max_stdev=0.4)
-    else:
-        with pytest.raises(BadSubtraction, match=culprit):
-            check_footprint_ratios(ratios, prefix="residual", max_mean=0.2, max_stdev=0.4)
-    check_footprint_ratios(ratios, prefix="residual", max_mean=None, max_stdev=None)
+def test_too_much_left_of_the_stars_is_a_bad_subtraction(science):
+    ratios = ratios_of(add_stars(make_noise(seed=2, noise=0.01), 0.3 * FLUX), science)
+    check_footprint_ratio(ratios, prefix="difference", max_median=0.31)
+    check_footprint_ratio(ratios, prefix="difference", max_median=None)
+    with pytest.raises(BadSubtraction, match="differenceFootprintRatioMedian") as caught:
+        check_footprint_ratio(ratios, prefix="difference", max_median=0.2)
+    assert caught.value.value == pytest.approx(0.3, rel=0.02)
+    assert caught.value.limit == 0.2
+
+
+def test_a_transient_on_a_star_is_no_bad_subtraction(science):
+    difference = make_noise(seed=2, noise=0.1)
+    stamp, box = difference.psf.compute_stellar_image(x=STARS["x"][0], y=STARS["y"][0])
+    difference.image[box.slices] += (10.0 * FLUX * stamp).astype(np.float32)
+    ratios = ratios_of(difference, science)
+    assert ratios["differenceFootprintRatioMean"] > 1.0
+    check_footprint_ratio(ratios, prefix="difference", max_median=0.2)
 
 
 # -- pixel counts --
