@@ -47,7 +47,8 @@ def create_task(overrides: Mapping[str, Any], *, source: str, n_threads: int = 2
         Raised if an override does not fit; `source` names the file.
     """
     config = ImageDifferenceConfig()
-    config.subtract["al"].kernel["AL"].nThreads = n_threads
+    for kind in ("AL", "DF"):
+        config.subtract["al"].kernel[kind].nThreads = n_threads
     apply_overrides(config, overrides, source=source)
     return ImageDifferenceTask(config)
 

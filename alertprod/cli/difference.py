@@ -95,7 +95,8 @@ def _put_on_grid(
             raise ConfigError(
                 "--pixel-aligned", "TEMPLATE", f"one of shape {science.shape} is needed; there are {shapes}"
             )
-        return tiles[0]
+        # Whatever the template's header says of its place: it is where the science image is.
+        return replace(tiles[0], wcs=science.wcs)
     if science.wcs is None:
         raise CorruptImage(
             str(science_path), "image", "no world coordinates; --pixel-aligned subtracts images of one grid"
