@@ -1,7 +1,10 @@
 import pickle
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from alertprod.images.ap_corr import ApertureCorrection, ChebyshevField
 from alertprod.images.exposure import ExposureInfo
 
 
@@ -19,6 +22,14 @@ def test_a_copy_has_planes_and_info_of_its_own(exposure):
     assert exposure.image[0, 0] != -1.0
     assert exposure.info.band == "r"
     assert copy.wcs is exposure.wcs
+
+
+def test_aperture_corrections_go_with_the_copy_and_between_processes(exposure):
+    field = ChebyshevField(exposure.box, np.array([[1.02, 0.01]]))
+    corrected = replace(exposure, ap_corr_map={"psf_flux": ApertureCorrection(field)})
+    assert exposure.ap_corr_map is None
+    for other in (corrected.copy(), pickle.loads(pickle.dumps(corrected))):
+        assert other.ap_corr_map["psf_flux"].factor.evaluate(x=0.0, y=0.0) == field.evaluate(x=0.0, y=0.0)
 
 
 def test_exposures_travel_between_processes(exposure):

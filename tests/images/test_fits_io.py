@@ -291,6 +291,7 @@ def make_calexp(*, archived_mean=None, flux_mag0=None, unit=None):
             [
                 fits.Column("isConstant", "L", array=[True, True]),
                 fits.Column("calibrationMean", "D", array=[9.0, archived_mean]),
+                fits.Column("calibrationErr", "D", array=[9.0, 0.01 * archived_mean]),
             ],
             name="ARCHIVE_DATA",
         )
@@ -309,6 +310,8 @@ def make_calexp(*, archived_mean=None, flux_mag0=None, unit=None):
 def test_rubin_calexps_open(write_fits, options, njy_per_count):
     loaded = load_exposure(write_fits(*make_calexp(**options)), load_profile("rubin"))
     assert loaded.photo_calib.njy_per_count == pytest.approx(njy_per_count)
+    error = loaded.photo_calib.njy_per_count_err
+    assert error == (pytest.approx(0.01 * njy_per_count) if "archived_mean" in options else None)
     assert not loaded.photo_calib.is_nominal
     info = loaded.info
     assert (info.instrument, info.visit, info.detector, info.band) == ("LSSTCam", 2026030100123, 94, "i")

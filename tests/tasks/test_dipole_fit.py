@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from made_skies import TRANSIENTS
 
 from alertprod.images.mask import plane_bits
@@ -61,3 +62,34 @@ def test_removed_sources_are_counted_and_keep_their_ids(pair, result):
     )
     assert everything.n_rows == len(TRANSIENTS)
     np.testing.assert_array_equal(everything["dia_source_id"], [1, 2, 3])
+
+
+def test_fits_are_configured_under_the_references_names(pair, result):
+    difference = result.subtractedExposure.copy()
+    footprints = detect(difference)
+    config = DipoleFitConfig()
+    config.dipole.fitAllDiaSources = True
+    config.dipole.fitSeparateNegParams = True
+    config.dipole.maxFootprintArea = 10
+    config.trail.minElongation = 0.5
+    catalog = DipoleFitTask(config).run(
+        footprints, difference, pair.science, result.matchedExposure, idFactory=itertools.count(1).__next__
+    )
+    assert catalog["dipole_fit_flag"].all(), "every footprint is larger than that"
+    assert not catalog["dipole_fit_attempted"].any()
+
+
+def test_a_flag_that_does_not_exist_is_refused_at_construction():
+    config = DipoleFitConfig()
+    config.badFlags = ["nonsenseCenter"]
+    with pytest.raises(ValueError, match="nonsenseCenter"):
+        DipoleFitTask(config)
+
+
+def test_dipoles_and_trails_are_counted(pair, result):
+    difference = result.subtractedExposure.copy()
+    task = DipoleFitTask()
+    task.run(
+        detect(difference), difference, pair.science, result.matchedExposure, idFactory=itertools.count(1).__next__
+    )
+    assert (task.metadata["nDipoles"], task.metadata["nTrails"]) == (0, 0)
