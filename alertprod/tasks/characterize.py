@@ -14,7 +14,7 @@ from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.measurement.catalog import Catalog
 from alertprod.psf.fit import MIN_STARS, fit_psf
-from alertprod.tasks.sources import make_source_catalog
+from alertprod.tasks.sources import add_sky_positions, make_source_catalog
 from alertprod.tasks.task import Struct, Task, timeMethod
 
 _NOT_SKY = plane_bits("BAD", "SAT", "NO_DATA", "CR")
@@ -89,7 +89,7 @@ class CharacterizeTask(Task):
             exposure = exposure.copy()
             hits = find_cosmic_rays(exposure.masked_image, psf, set_planes=True)
             self.metadata["nCosmicRayPixels"] = int(hits.sum())
-        return Struct(exposure=exposure, selectSources=_as_catalog(stars))
+        return Struct(exposure=exposure, selectSources=_as_catalog(stars, exposure))
 
     def prepareTemplate(self, template: Exposure) -> Exposure:
         """Return a template tile without its sky and with a PSF, where stars allow one; the given one if it has both.
@@ -109,7 +109,7 @@ class CharacterizeTask(Task):
 
     def selectKernelSources(self, exposure: Exposure) -> Catalog:
         """Return the stars of an exposure to fit a matching kernel on."""
-        return _as_catalog(self.findStars(exposure))
+        return _as_catalog(self.findStars(exposure), exposure)
 
     def findStars(self, exposure: Exposure) -> StarList:
         """Find clean stars, with the PSF's width where it is known."""
@@ -136,7 +136,14 @@ class CharacterizeTask(Task):
         return flat
 
 
-def _as_catalog(stars: StarList) -> Catalog:
-    return make_source_catalog(
-        x=stars.x, y=stars.y, flux=stars.flux, flux_err=stars.flux / stars.snr, snr=stars.snr, fwhm=stars.fwhm
+def _as_catalog(stars: StarList, exposure: Exposure) -> Catalog:
+    sources = make_source_catalog(
+        x=stars.x,
+        y=stars.y,
+        flux=stars.flux,
+        flux_err=stars.flux / stars.snr,
+        snr=stars.snr,
+        fwhm=stars.fwhm,
+        contamination=stars.contamination,
     )
+    return sources if exposure.wcs is None else add_sky_positions(sources, exposure.wcs)

@@ -69,7 +69,8 @@ def detect(task: "ImageDifferenceTask", made: Subtraction, *, seed: int) -> Foot
         if config.doSubtractDiffimBackground:
             _subtract_background(task, score, doSmooth=False)
         if config.doScaleDiffimVariance:
-            task.metadata["scaleScoreVarianceFactor"] = task.scaleVariance.run(score.masked_image)
+            # The same noise; its scale is known far better where pixels are independent.
+            score.masked_image.variance *= np.float32(task.metadata["scaleDiffimVarianceFactor"])
     found = task.detection.run(
         image,
         doSmooth=score is None,

@@ -129,7 +129,9 @@ class ImageDifferenceConfig(Config):
     doFindCosmicRays = _switch("Mark on the difference what is sharper than its PSF allows (ours)", default=False)
     doFindGlintTrails = _switch("Flag DiaSources that lie in a line as glints of one satellite (ours)", default=True)
 
-    characterize = ConfigurableField(target=CharacterizeTask, doc="Find sky and stars, and a PSF where there is none")
+    characterize = ConfigurableField(
+        target=CharacterizeTask, doc="Find sky and stars, and a PSF where there is none (ours)"
+    )
     getTemplate = ConfigurableField(target=GetCoaddAsTemplateTask, doc="Get the template of an exposure")
     subtract = RegistryField(registry=subtractAlgorithmRegistry, default="al", doc="Way to subtract")
     decorrelate = ConfigurableField(target=DecorrelateALKernelSpatialTask, doc="Whiten the noise (al)")
@@ -141,12 +143,12 @@ class ImageDifferenceConfig(Config):
     sourceSelector = ConfigurableField(target=ObjectSizeStarSelectorTask, doc="Choose stars among sources")
     register = ConfigurableField(target=RegisterTask, doc="Fit the template's astrometry")
     detection = ConfigurableField(target=SourceDetectionTask, doc="Detect")
-    findCosmicRays = ConfigurableField(target=FindCosmicRaysTask, doc="Find cosmic rays")
+    findCosmicRays = ConfigurableField(target=FindCosmicRaysTask, doc="Find cosmic rays (ours)")
     skySources = ConfigurableField(target=SkyObjectsTask, doc="Choose places without a source")
     measurement = ConfigurableField(target=DipoleFitTask, doc="Measure")
     applyApCorr = ConfigurableField(target=ApplyApCorrTask, doc="Apply aperture corrections")
     forcedMeasurement = ConfigurableField(target=ForcedMeasurementTask, doc="Measure at given places")
-    findGlintTrails = ConfigurableField(target=FindGlintTrailsTask, doc="Find lines of glints")
+    findGlintTrails = ConfigurableField(target=FindGlintTrailsTask, doc="Find lines of glints (ours)")
 
     def validate(self) -> None:
         """Refuse what contradicts itself.

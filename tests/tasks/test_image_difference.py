@@ -13,62 +13,6 @@ from alertprod.measurement.catalog import Catalog
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
 from alertprod.tasks.sources import make_source_catalog
 
-DEFAULTS = {
-    "doAddCalexpBackground": False,
-    "doScaleTemplateVariance": False,
-    "doScaleDiffimVariance": True,
-    "doDecorrelation": True,
-    "doSpatiallyVarying": False,
-    "doDetection": True,
-    "doMerge": True,
-    "doMeasurement": True,
-    "doDipoleFitting": True,
-    "doForcedMeasurement": True,
-    "convolveTemplate": True,
-    "requiredTemplateFraction": 0.1,
-    "subtract.name": "al",
-    "scaleVariance.binSize": 32,
-    "scaleVariance.limit": 10.0,
-    "detection.thresholdValue": 5.0,
-    "detection.thresholdPolarity": "both",
-    "measurement.dipole.maxSeparation": 5.0,
-    "measurement.dipole.relWeight": 0.5,
-    "measurement.dipole.minSn": 5.0 * np.sqrt(2.0),
-    "measurement.dipole.maxFluxRatio": 0.65,
-    "measurement.dipole.maxFootprintArea": 1200,
-}
-
-KERNEL_DEFAULTS = {
-    "kernelSize": 21,
-    "scaleByFwhm": True,
-    "kernelSizeFwhmScaling": 6.0,
-    "kernelSizeMin": 21,
-    "kernelSizeMax": 35,
-    "spatialKernelOrder": 1,
-    "spatialBgOrder": 2,
-    "fitForBackground": True,
-    "sizeCellX": 128,
-    "sizeCellY": 128,
-    "nStarPerCell": 5,
-    "maxSpatialIterations": 3,
-    "singleKernelClipping": True,
-    "kernelSumClipping": True,
-    "spatialKernelClipping": True,
-    "candidateResidualMeanMax": 0.25,
-    "candidateResidualStdMax": 1.5,
-    "candidateCoreRadius": 3,
-    "maxKsumSigma": 3.0,
-    "constantVarianceWeighting": True,
-    "alardNGauss": 3,
-    "alardDegGauss": [4, 2, 2],
-    "alardSigGauss": [0.7, 1.5, 3.0],
-    "alardGaussBeta": 2.0,
-    "alardMinSig": 0.7,
-    "alardMinSigDeconv": 0.4,
-    "minKernelSources": 3,
-    "maxKernelSources": 1000,
-}
-
 
 def copy_planes(exposure: Exposure):
     return [plane.copy() for plane in (exposure.image, exposure.mask, exposure.variance)]
@@ -100,62 +44,6 @@ def find_nearest(sources: Catalog, x: float, y: float) -> int:
     distance = np.hypot(sources["x"] - x, sources["y"] - y)
     assert distance.min() < 1.0
     return int(np.argmin(distance))
-
-
-# -- configuration --
-
-
-@pytest.mark.parametrize(("name", "value"), DEFAULTS.items())
-def test_default_is_the_reference_tasks(name, value):
-    node = ImageDifferenceConfig()
-    for part in name.split("."):
-        node = getattr(node, part)
-    assert node == pytest.approx(value)
-
-
-@pytest.mark.parametrize(("name", "value"), KERNEL_DEFAULTS.items())
-def test_kernel_default_is_the_reference_tasks(name, value):
-    field = getattr(ImageDifferenceConfig().subtract["al"].kernel["AL"], name)
-    assert (list(field) if isinstance(value, list) else field) == value
-
-
-@pytest.mark.parametrize(
-    ("settings", "culprit"),
-    [
-        ({"doDetection": False, "doMerge": False}, "doMeasurement"),
-        ({"doDetection": False, "doMeasurement": False}, "doMerge"),
-        ({"doScaleTemplateVariance": True}, "doScaleDiffimVariance"),
-    ],
-)
-def test_contradictions_are_refused_when_the_task_is_made(settings, culprit):
-    config = ImageDifferenceConfig()
-    config.update(**settings)
-    with pytest.raises(ValueError, match=culprit):
-        config.validate()
-    with pytest.raises(ValueError, match=culprit):
-        ImageDifferenceTask(config)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"doDetection": False, "doMeasurement": False, "doMerge": False},
-        {"doMeasurement": False},
-        {"doMerge": False},
-        {"doScaleTemplateVariance": True, "doScaleDiffimVariance": False},
-    ],
-)
-def test_what_does_not_contradict_itself_is_accepted(settings):
-    config = ImageDifferenceConfig()
-    config.update(**settings)
-    config.validate()
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.1])
-def test_required_fraction_is_a_fraction(fraction):
-    with pytest.raises(ValueError, match="outside of valid range"):
-        ImageDifferenceConfig().requiredTemplateFraction = fraction
 
 
 # -- coverage and ids --
