@@ -17,6 +17,7 @@ from alertprod.measurement.flux import measure_psf_flux
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.tasks.find_cosmic_rays import FindCosmicRaysTask
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
+from alertprod.tasks.mask_streaks import MaskStreaksTask
 
 NOISE = 1.0
 TEMPLATE_NOISE = 0.25
@@ -285,6 +286,24 @@ def test_exactly_the_pixels_of_cosmic_rays_are_marked(science, template):
     found = task.run(struck)
     np.testing.assert_array_equal(found.mask, hit)
     np.testing.assert_array_equal((struck.mask & plane_bits("CR")) != 0, hit)
+
+
+# -- streaks --
+
+
+def test_the_pixels_of_a_streak_are_all_masked_and_not_the_whole_image(science, template):
+    truth = make_transients()
+    difference = add(subtract(science.exposure, template.exposure), truth)
+    assert not MaskStreaksTask().run(difference.copy()).mask.any()
+    y, x = np.mgrid[: difference.shape[0], : difference.shape[1]]
+    # From the left to the right border, five pixels wide, ten times the noise.
+    drawn = np.abs((y - 40.0) - 0.6 * x) < 2.5 * np.hypot(1.0, 0.6)
+    crossed = difference.copy()
+    crossed.image[drawn] += 10.0 * NOISE
+    MaskStreaksTask().run(crossed)
+    masked = (crossed.mask & plane_bits("STREAK")) != 0
+    assert masked[drawn].all()
+    assert masked.mean() < 3.0 * drawn.mean()
 
 
 # -- configuration --

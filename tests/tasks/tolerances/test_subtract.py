@@ -279,6 +279,12 @@ def test_coverage_below_the_limit_is_no_work():
     assert caught.value.fraction == pytest.approx(0.09, abs=0.5 / SHAPE[0])
 
 
+def test_coverage_just_above_the_limit_fails_with_the_number_of_stars_or_as_no_work():
+    # It is enough to try, and too little for stamps of stars: the reference calls that no work as well.
+    with pytest.raises((NoTemplateCoverage, InsufficientKernelSources)):
+        subtract(make_sky(psf_sigma=MID), cover(make_template(psf_sigma=GOOD), 0.15))
+
+
 def test_coverage_of_seven_tenths_succeeds():
     ran = subtract(make_sky(psf_sigma=MID), cover(make_template(psf_sigma=GOOD), 0.7))
     difference = ran.subtractedExposure
