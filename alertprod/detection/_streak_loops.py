@@ -113,7 +113,7 @@ def find_strong_lines(
                     for k in range(line_width):
                         r += sums[row, x + k]
                         w += numbers[row, x + k]
-                    if w >= min_number and n_sample < _N_SAMPLE:
+                    if w >= min_number and w > 0.0 and n_sample < _N_SAMPLE:
                         sample[n_sample] = abs(r) / np.sqrt(w)
                         n_sample += 1
         if n_sample >= _MIN_SAMPLE:
@@ -134,7 +134,7 @@ def find_strong_lines(
             for x in range(width - line_width + 1):
                 r += row_sums[x + line_width - 1]
                 w += row_numbers[x + line_width - 1]
-                if w >= min_number and r * r > limit * w:
+                if w >= min_number and w > 0.0 and r * r > limit * w:
                     s = r * r / w
                     i, j = t // block, x // block
                     if s > best[strip, i, j]:

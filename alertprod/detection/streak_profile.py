@@ -50,7 +50,10 @@ _CLIP = 5.0
 """Pulls of pixels beyond this are cut while it is not known how bright the trail is."""
 
 _BRIGHT = 2.0
-"""Trails of this surface brightness would feel that cut: theirs is higher by so much."""
+"""Trails of this surface brightness would feel that cut."""
+
+_BRIGHT_CLIP = 50.0
+"""Theirs is this many times their brightness, as far as the fit before knew it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +106,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """A trail: the line in its middle, the part of it that is seen, and its shape across; see `Streak`."""
+    """A trail: the line in its middle, the part of it that is seen, and its shape across; see `Streak`.
+
+    `traced` is how far from the line its light is seen, 0 for faint ones.
+    """
 
     line: Line
     run: Run
     sigma: float
     amplitude: float
+    traced: float
     half_width: float
 
     @property
@@ -152,6 +159,9 @@ def find_run(pulls: Pulls, line: Line, *, on: float, sign: float, clip: float, m
 
     both = pull(total[1] + total[2], safe[1] + safe[2])
     first, last = _best_run(np.where(known, both - _RUN_COST, 0.0))
+    # Between nothing and a trail of this strength the border is half-way.
+    cost = max(_RUN_COST, 0.5 * float(both[first:last].mean()))
+    first, last = _best_run(np.where(known, both - cost, 0.0))
     inside = slice(first, last)
     n = int(known[inside].sum())
     if n == 0 or (last - first) / N_SEGMENTS < min_length or n < 0.5 * (last - first):
@@ -209,7 +219,7 @@ def fit_profile(
     """
     clip = _CLIP
     amplitude = 0.0
-    # Twice: with the line where it is, and with the cut where the trail does not feel it.
+    # Again with the line where it is, and with the cut where the trail does not feel it.
     for _ in range(3):
         half = reach + 4.0 * sigma + 4.0
         sums, numbers, offset = pulls.sum_profile(line, half_width=half, clip=clip)
@@ -224,9 +234,12 @@ def fit_profile(
         if moved is None:
             return None
         line, reach = moved, min(reach, 2.0 + sigma)
-        clip = _CLIP if abs(amplitude) < _BRIGHT else 3.0 * abs(amplitude) + _CLIP
-    half_width = max(n_sigma_mask * sigma, _trace(pulls, line, run, sign, max_width), 1.0)
-    return Profile(line=line, run=run, sigma=sigma, amplitude=amplitude, half_width=min(half_width, 0.5 * max_width))
+        clip = _CLIP if abs(amplitude) < _BRIGHT else _BRIGHT_CLIP * abs(amplitude)
+    traced = _trace(pulls, line, run, sign, max_width)
+    half_width = max(n_sigma_mask * sigma, traced, 1.0)
+    return Profile(
+        line=line, run=run, sigma=sigma, amplitude=amplitude, traced=traced, half_width=min(half_width, 0.5 * max_width)
+    )
 
 
 def _middles(run: Run) -> FloatArray:
@@ -333,8 +346,9 @@ def _trace(pulls: Pulls, line: Line, run: Run, sign: float, max_width: float) ->
     outside = seen & (np.abs(offset) > 0.5 * max_width)
     if not outside.any():
         return 0.0
+    # A saturated core is not seen, and bright.
     smooth = uniform_filter1d(profile - np.median(profile[outside]), 3, mode="nearest")
     scatter = 1.4826 * float(np.median(np.abs(smooth[outside])))
-    above = smooth > max(_TRACE_LEVEL, 4.0 * scatter)
+    above = (smooth > max(_TRACE_LEVEL, 4.0 * scatter)) | ~seen
     sides = (above[offset > 0], above[offset < 0][::-1])
     return float(max(len(side) if side.all() else int(np.argmin(side)) for side in sides))

@@ -41,6 +41,9 @@ _FINAL_SHARES = (0.8, 1.3)
 """The same once it is fitted: of a trail all the way across the image, and of one that ends on it. There are many more
 parts of lines than lines."""
 
+_BEST_HALF_WIDTH = 1.4
+"""Of a strip about a Gaussian ridge for the highest signal-to-noise, in sigmas."""
+
 _MAX_TRIALS = 60
 """Lines that are looked at, strongest first."""
 
@@ -307,7 +310,7 @@ def _confirm(
     run = find_run(
         pulls,
         profile.line,
-        on=max(1.4 * profile.sigma, 1.0),
+        on=max(_BEST_HALF_WIDTH * profile.sigma, profile.traced),
         sign=sign,
         clip=clip,
         min_length=_shortest(profile.line, masked_image.shape, config),
