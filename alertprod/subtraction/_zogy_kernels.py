@@ -20,9 +20,10 @@ _KERNEL_TRUNCATION = 2e-4
 """Share of a kernel's absolute sum that may be cut off: less than elsewhere, since stars must cancel between two of
 them and nothing is fitted that would make up for it."""
 
-_FAINTEST = 2e-3
-"""Modulus of both PSFs' transforms below which a frequency says nothing: PSF models are no better than this, and the
-ratio of two such numbers would make the kernels as large as the image."""
+_FAINTEST = 5e-3
+"""Modulus of both PSFs' transforms below which a frequency says nothing: PSF models are no better than this, and with
+the ratio of two such numbers the kernels become as large as the image. A ten-thousandth of a star's light stays in single
+pixels for it, far less than its own noise."""
 
 _BORDER_SIGMAS = 10.0
 """The border, in sigmas of the wider PSF, that the reference gives its cells."""

@@ -46,7 +46,7 @@ class ZogyConfig:
 
     kernel_extent_fraction: float = 3e-3
     """A mask, and the rim of the image, spreads as far as a kernel is above this fraction of its peak. Kernels made of
-    PSF images that end before their wings do ring faintly for as far as these reach; that is below it."""
+    PSF images that end before the wings do ring faintly for as far as these images reach; that lies below it."""
 
     n_threads: int = 2
     """Threads of the convolutions."""
