@@ -14,6 +14,7 @@ from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.measurement.catalog import Catalog
 from alertprod.tasks.difference_metrics import (
+    check_footprint_ratio,
     compute_footprint_ratios,
     compute_limiting_magnitude,
     compute_limiting_magnitudes,
@@ -28,12 +29,15 @@ from alertprod.tasks.subtract_steps import Subtraction
 if TYPE_CHECKING:
     from alertprod.tasks.image_difference import ImageDifferenceTask
 
-NOT_SKY_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
-"""Pixels of these planes do not count for the noise of the difference."""
-
 _BIN_FWHM = 6.0
 """Bins of the difference's background are at least this many FWHM wide: the light of a star that was not detected must
 not pass for background."""
+
+_UNUSABLE_PLANES = ("BAD", "SAT", "CR", "NO_DATA", "EDGE", "INTRP", "SAT_TEMPLATE")
+"""Pixels of these planes are not sky whatever is detected."""
+
+NOT_SKY_PLANES = (*_UNUSABLE_PLANES, "DETECTED", "DETECTED_NEGATIVE")
+"""Pixels of these planes do not count for the noise of the difference."""
 
 _BAD_PLANES = ("BAD", "SAT", "NO_DATA", "EDGE", "SAT_TEMPLATE")
 """A pixel of one of these is not good."""
@@ -80,6 +84,8 @@ def detect(task: "ImageDifferenceTask", made: Subtraction, *, seed: int) -> Foot
     task.metadata.update(nUnmergedDiaSources=found.numPos + found.numNeg, nMergedDiaSources=len(found.sources))
     if score is not None:
         difference.mask[...] = (difference.mask & ~np.int32(_SCORE_PLANES)) | (score.mask & np.int32(_SCORE_PLANES))
+    if config.doMaskStreaks:
+        task.maskStreaks.run(difference)
     footprints: FootprintSet = found.sources
     if config.doSkySources:
         sky = task.skySources.run(difference.mask, seed)
@@ -113,16 +119,28 @@ def measure(
 
 
 def _subtract_background(task: "ImageDifferenceTask", exposure: Exposure, *, doSmooth: bool = True) -> None:
-    """Take the smooth background off a difference, in place; what is detected on it does not count."""
-    task.detection.run(exposure, doSmooth=doSmooth, doMerge=False)
-    sky = exposure.masked_image.usable(plane_bits(*NOT_SKY_PLANES))
-    if not sky.any() or exposure.psf is None:
+    """Take the smooth background off a difference, in place; what is detected on it does not count.
+
+    Notes
+    -----
+    Twice: a background may be so high that it would be taken for sources, so they are detected on what is left of a
+    first one, which had to take them for sky.
+    """
+    if exposure.psf is None:
         return
     bin_size = max(task.config.diffimBackgroundBinSize, round(_BIN_FWHM * exposure.psf.compute_fwhm()))
-    background = estimate_background(exposure.image, sky, bin_size=bin_size)
-    exposure.masked_image.image -= background.compute_image()
+    rms = 0.0
+    for planes in (_UNUSABLE_PLANES, NOT_SKY_PLANES):
+        if planes is NOT_SKY_PLANES:
+            task.detection.run(exposure, doSmooth=doSmooth, doMerge=False)
+        sky = exposure.masked_image.usable(plane_bits(*planes))
+        if not sky.any():
+            return
+        background = estimate_background(exposure.image, sky, bin_size=bin_size)
+        exposure.masked_image.image -= background.compute_image()
+        rms = float(np.hypot(rms, background.level.std()))
     if doSmooth:
-        task.metadata["diffimBackgroundRms"] = float(background.level.std())
+        task.metadata["diffimBackgroundRms"] = rms
 
 
 def _flag_glints(task: "ImageDifferenceTask", sources: Catalog) -> None:
@@ -177,8 +195,8 @@ def record_metrics(task: "ImageDifferenceTask", made: Subtraction) -> None:
     metadata.update(compute_psf_sizes(science, made.warped))
     metadata.update(compute_limiting_magnitudes(science, made.warped, sky_planes=NOT_SKY_PLANES))
     if made.kernel_sources is not None:
-        metadata.update(
-            compute_footprint_ratios(
-                difference, science, made.kernel_sources, prefix="difference", sky_planes=NOT_SKY_PLANES
-            )
+        ratios = compute_footprint_ratios(
+            difference, science, made.kernel_sources, prefix="difference", sky_planes=NOT_SKY_PLANES
         )
+        metadata.update(ratios)
+        check_footprint_ratio(ratios, prefix="difference", max_median=task.config.badSubtractionRatioThreshold)

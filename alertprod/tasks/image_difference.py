@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from lsst.pex.config import Config
 
-from alertprod.errors import ExposureMismatch, NoTemplateCoverage, TaskError
+from alertprod.errors import ExposureMismatch, InsufficientKernelSources, NoTemplateCoverage, TaskError
 from alertprod.ids import IdFactory
 from alertprod.images.ap_corr import ApCorrMap
 from alertprod.images.exposure import Exposure
@@ -34,6 +34,7 @@ from alertprod.tasks.forced_measurement import ForcedMeasurementTask
 from alertprod.tasks.get_template import GetCoaddAsTemplateTask
 from alertprod.tasks.image_difference_config import ImageDifferenceConfig
 from alertprod.tasks.input_checks import check_pair, check_science, check_template
+from alertprod.tasks.mask_streaks import MaskStreaksTask
 from alertprod.tasks.protocols import Butler, DataId, DataRef, QuantumContext
 from alertprod.tasks.reference_loader import ReferenceLoader
 from alertprod.tasks.register import RegisterTask
@@ -57,6 +58,7 @@ _SUBTASKS: Mapping[str, Callable[[Any], bool]] = {
     "register": lambda config: config.doUseRegister,
     "detection": lambda config: config.doDetection,
     "findCosmicRays": lambda config: config.doFindCosmicRays,
+    "maskStreaks": lambda config: config.doMaskStreaks,
     "skySources": lambda config: config.doSkySources,
     "measurement": lambda config: config.doMeasurement,
     "applyApCorr": lambda config: config.doApCorr,
@@ -107,6 +109,7 @@ class ImageDifferenceTask(CmdLineTask):
     register: RegisterTask
     detection: SourceDetectionTask
     findCosmicRays: FindCosmicRaysTask
+    maskStreaks: MaskStreaksTask
     skySources: SkyObjectsTask
     measurement: DipoleFitTask
     applyApCorr: ApplyApCorrTask
@@ -247,15 +250,23 @@ class ImageDifferenceTask(CmdLineTask):
         if templateExposure is None:
             raise TaskError("run needs a templateExposure to subtract, or a subtractedExposure and doSubtract off")
         check_pair(exposure, templateExposure, same_grid=False)
-        self.checkTemplateIsSufficient(templateExposure)
+        coverage = self.checkTemplateIsSufficient(templateExposure)
         check_template(templateExposure)
-        template = prepare_template(templateExposure)
         if self.config.doScaleTemplateVariance:
-            self.metadata["scaleTemplateVarianceFactor"] = self.scaleVariance.run(template.masked_image)
+            # Before the planes go that say which of its pixels are sky.
+            templateExposure = templateExposure.copy()
+            self.metadata["scaleTemplateVarianceFactor"] = self.scaleVariance.run(templateExposure.masked_image)
+        template = prepare_template(templateExposure)
         self.metadata["psfMatchingAlgorithm"] = self.config.subtract.name
         if self.config.subtract.name == "zogy":
             return subtract_zogy(self, exposure, template, selectSources)
-        return subtract_alard_lupton(self, exposure, template, selectSources, templateSources)
+        try:
+            return subtract_alard_lupton(self, exposure, template, selectSources, templateSources)
+        except InsufficientKernelSources as error:
+            expected = self.config.minTemplateFractionForExpectedSuccess
+            if coverage >= expected or self.config.requiredTemplateFraction == 0:
+                raise
+            raise NoTemplateCoverage(coverage, expected) from error
 
     def _detect(self, made: Subtraction, idFactory: Callable[[], int]) -> Catalog | None:
         info = made.science.info

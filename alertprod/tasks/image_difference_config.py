@@ -25,6 +25,7 @@ from alertprod.tasks.find_glint_trails import FindGlintTrailsTask
 from alertprod.tasks.forced_measurement import ForcedMeasurementTask
 from alertprod.tasks.get_template import GetCoaddAsTemplateTask
 from alertprod.tasks.image_psf_match import subtractAlgorithmRegistry
+from alertprod.tasks.mask_streaks import MaskStreaksTask
 from alertprod.tasks.register import RegisterTask
 from alertprod.tasks.scale_variance import ScaleVarianceTask
 from alertprod.tasks.sky_objects import SkyObjectsTask
@@ -126,7 +127,24 @@ class ImageDifferenceConfig(Config):
         doc="Take the photometric scale from the template's, by the kernel's sum; by default where the science"
         " image's zero point is nominal: then fluxes of one field agree from exposure to exposure (ours)",
     )
+    badSubtractionRatioThreshold = RangeField(
+        dtype=float,
+        default=0.5,
+        optional=True,
+        min=0.0,
+        doc="Most of the kernel stars' light, of the median star, that may be left in the difference: a good match"
+        " leaves a tenth of it at most, one that went wrong more than there was; None for any (ours)",
+    )
+    minTemplateFractionForExpectedSuccess = RangeField(
+        dtype=float,
+        default=0.2,
+        min=0.0,
+        max=1.0,
+        inclusiveMax=True,
+        doc="With less of the exposure covered a match that fails for want of stars is no failure (ours)",
+    )
     doFindCosmicRays = _switch("Mark on the difference what is sharper than its PSF allows (ours)", default=False)
+    doMaskStreaks = _switch("Find satellite trails on the difference and mark them (ours)", default=True)
     doFindGlintTrails = _switch("Flag DiaSources that lie in a line as glints of one satellite (ours)", default=True)
 
     characterize = ConfigurableField(
@@ -144,6 +162,7 @@ class ImageDifferenceConfig(Config):
     register = ConfigurableField(target=RegisterTask, doc="Fit the template's astrometry")
     detection = ConfigurableField(target=SourceDetectionTask, doc="Detect")
     findCosmicRays = ConfigurableField(target=FindCosmicRaysTask, doc="Find cosmic rays (ours)")
+    maskStreaks = ConfigurableField(target=MaskStreaksTask, doc="Find satellite trails (ours)")
     skySources = ConfigurableField(target=SkyObjectsTask, doc="Choose places without a source")
     measurement = ConfigurableField(target=DipoleFitTask, doc="Measure")
     applyApCorr = ConfigurableField(target=ApplyApCorrTask, doc="Apply aperture corrections")

@@ -122,7 +122,7 @@ def subtract_alard_lupton(
     return Subtraction(
         science=replace(science, photo_calib=photo_calib),
         template=replace(made.templateExposure, photo_calib=photo_calib),
-        difference=replace(difference, photo_calib=photo_calib),
+        difference=replace(difference, photo_calib=photo_calib, ap_corr_map=science.ap_corr_map),
         score=score,
         warped=made.warpedExposure,
         result=made,

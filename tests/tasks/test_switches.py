@@ -367,3 +367,21 @@ def test_a_template_on_another_grid_is_warped(pair, stars, result):
     ran = make_task().run(exposure=pair.science, templateExposure=rolled, selectSources=stars)
     assert_the_changes_are_found(ran.diaSources, pair)
     assert ran.warpedExposure.shape == pair.science.shape
+
+
+def test_streaks_are_marked_and_their_detections_flagged(pair, stars):
+    crossed = pair.science.copy()
+    v, u = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    distance = (u - 20.0) * np.sin(0.6) - (v - 30.0) * np.cos(0.6)
+    sigma = 4.4 / 2.355
+    crossed.image[...] += (8 * NOISE * np.exp(-0.5 * (distance / sigma) ** 2)).astype(np.float32)
+    for on in (False, True):
+        ran = run(make_task(doMaskStreaks=on), replace(pair, science=crossed), selectSources=stars)
+        marked = (ran.subtractedExposure.mask & plane_bits("STREAK")) != 0
+        inner = (u > 20) & (u < 200) & (v > 20) & (v < 200)
+        assert marked[inner & (np.abs(distance) < sigma)].all() == on
+        assert not marked[np.abs(distance) > 30].any()
+        near = np.abs(np.interp(0, [0], [0]) + (ran.diaSources["x"] - 20.0) * np.sin(0.6)
+                      - (ran.diaSources["y"] - 30.0) * np.cos(0.6)) < 3  # fmt: skip
+        assert near.any()
+        assert (ran.diaSources["pixel_flags_streak_center"][near] == on).all()

@@ -190,7 +190,6 @@ def test_a_scaled_template_variance_reaches_the_difference():
     assert sky_variance(ran.subtractedExposure, science) == pytest.approx(2.0, rel=0.1)
 
 
-@pytest.mark.xfail(reason="the template's DETECTED plane is cleared before its variance is scaled: stars count as sky")
 def test_detected_stars_of_a_template_do_not_count_for_its_noise():
     template = make_template(psf_sigma=GOOD)
     made = make_task(doScaleTemplateVariance=True)
