@@ -11,6 +11,15 @@ from alertprod._typing import BoolArray, FloatArray, IntArray
 _HALF_WIDTHS = (0.1, 0.2, 0.5, 1.0)
 """Half-widths of the strips that are tried, in units of `max_rms`: in a narrow one fewer points are there by chance."""
 
+_MAX_NEIGHBOURS = 100
+"""Of a point, the nearest ones that are looked at: among more there is no telling a row."""
+
+_APART = 0.1
+"""Share of a row's length within which points count as one: two clumps are no row, however many points each has."""
+
+_PROLONG_RMS = 4.0
+"""Points within so many rms of a row's line belong to it, where that is more than the strip it was found in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GlintTrailConfig:
@@ -96,7 +105,8 @@ def find_glint_trails(*, x: FloatArray, y: FloatArray, config: GlintTrailConfig 
     of the m others within L of the first, a strip of half-width h holds a share p = 4 h / (pi L), so that beside the
     two that define the line k - 2 or more lie in it with probability ``I_p(k - 2, m - k + 2)``. This times the lines
     tried is what `max_by_chance` limits. Points closer together than the strip is wide say nothing of a direction and
-    count as one: the debris about a bright star is no row. The best row is taken, fitted, prolonged as long as points
+    count as one, and so do those that are close for the length of the row: the debris about
+    bright stars is no row. The best row is taken, fitted, prolonged as long as points
     go on with at most twice its widest gap, and the search goes on without it.
     """
     config = config or GlintTrailConfig()
@@ -127,19 +137,31 @@ def _find_best_row(points: FloatArray, config: GlintTrailConfig) -> tuple[IntArr
         if len(kept) < config.min_points:
             continue
         thinned = points[kept]
-        neighbours = cKDTree(thinned).query_ball_point(thinned, config.radius)
+        n_asked = min(len(thinned), _MAX_NEIGHBOURS + 1)
+        distance, neighbours = cKDTree(thinned).query(thinned, k=n_asked, distance_upper_bound=config.radius)
         for center, around in enumerate(neighbours):
-            others = np.array([i for i in around if i != center], dtype=np.int64)
+            others = around[np.isfinite(distance[center]) & (around != center)]
             if len(others) + 1 < config.min_points:
                 continue
             n_tried, chance, members = _best_line(thinned, center, others, half_width, config, rng)
             n_lines += n_tried
-            if chance < 1.0:
+            if chance < 1.0 and _count_apart(thinned[members]) >= config.min_points:
                 rows.append((chance, kept[members], half_width))
     if not rows:
         return None
     chance, members, half_width = min(rows, key=lambda row: (row[0], row[2], row[1].tolist()))
     return (members, half_width) if chance * n_lines <= config.max_by_chance else None
+
+
+def _count_apart(points: FloatArray) -> int:
+    """Return how many points of a row are apart from one another by a tenth of its length."""
+    middle, direction = _fit_line(points)
+    along = np.sort((points - middle) @ direction)
+    count, last = 0, -np.inf
+    for position in along.tolist():
+        if position - last >= _APART * (along[-1] - along[0]):
+            count, last = count + 1, position
+    return count
 
 
 def _thin(points: FloatArray, distance: float) -> IntArray:
@@ -190,9 +212,10 @@ def _prolong(
     for _ in range(len(free)):
         middle, direction = _fit_line(points[members])
         along = (points[free] - middle) @ direction
-        across = np.abs((points[free] - middle) @ np.array([-direction[1], direction[0]]))
-        near = free[across <= half_width]
-        along = along[across <= half_width]
+        normal = np.array([-direction[1], direction[0]])
+        rms = float(np.sqrt(np.mean(((points[members] - middle) @ normal) ** 2)))
+        is_near = np.abs((points[free] - middle) @ normal) <= min(config.max_rms, max(half_width, _PROLONG_RMS * rms))
+        near, along = free[is_near], along[is_near]
         order = np.argsort(along, kind="stable")
         near, along = near[order], along[order]
         row = np.sort((points[members] - middle) @ direction)

@@ -85,3 +85,19 @@ def test_clipped_median_equals_its_numpy_twin():
                 values = kept
             assert level[i, j] == pytest.approx(middle)
             assert sigma[i, j] == pytest.approx(spread)
+
+
+def test_values_at_pixels_are_those_of_the_drawn_image():
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(130, 170)) + np.linspace(0.0, 5.0, 170)
+    background = estimate_background(image, np.ones(image.shape, dtype=bool), bin_size=20)
+    x, y = rng.integers(0, 170, 50), rng.integers(0, 130, 50)
+    np.testing.assert_allclose(background.compute_at(x=x, y=y), background.compute_image()[y, x], rtol=1e-5, atol=1e-5)
+
+
+def test_lines_between_bins_stay_within_them():
+    image = np.where(np.arange(160) < 80, 1.0, 1000.0) * np.ones((64, 1))
+    background = estimate_background(image, np.ones(image.shape, dtype=bool), bin_size=16)
+    straight = background.compute_image(linear=True)
+    assert (straight.min(), straight.max()) == (pytest.approx(1.0), pytest.approx(1000.0))
+    assert background.compute_image().min() < 0.0, "a spline rings"

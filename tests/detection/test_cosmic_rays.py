@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alertprod.detection.cosmic_rays import find_cosmic_rays
+from alertprod.detection.cosmic_rays import CosmicRayConfig, find_cosmic_rays
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
@@ -62,3 +62,18 @@ def test_flux_scale_changes_nothing(make_image, psf):
     hits = find_cosmic_rays(image, psf)
     assert hits.sum() == 3
     np.testing.assert_array_equal(find_cosmic_rays(scaled, psf), hits)
+
+
+def test_hits_with_too_little_charge_are_left_out(make_image, psf):
+    image = make_image((64, 64), psf, seed=8)
+    image.image[20, 30] = 40.0
+    image.image[40, 10:14] = 40.0
+    assert find_cosmic_rays(image, psf).sum() == 5
+    hits = find_cosmic_rays(image, psf, config=CosmicRayConfig(min_total=100.0))
+    np.testing.assert_array_equal(np.argwhere(hits), [[40, x] for x in range(10, 14)])
+
+
+@pytest.mark.parametrize("fields", [{"min_sigma": 0.0}, {"n_iterations": -1}])
+def test_impossible_settings_are_refused(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        CosmicRayConfig(**fields)

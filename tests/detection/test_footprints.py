@@ -1,6 +1,9 @@
-import numpy as np
+from dataclasses import replace
 
-from alertprod.detection.footprints import build_footprints
+import numpy as np
+import pytest
+
+from alertprod.detection.footprints import FootprintSet, build_footprints
 from alertprod.geometry.box import Box
 
 
@@ -67,3 +70,45 @@ def test_empty_set_answers_everything():
     assert empty.is_negative.shape == empty.has_both_signs.shape == empty.x.shape == (0,)
     assert empty.any_peak_on(np.zeros((4, 5), dtype=bool)).shape == (0,)
     assert not empty.compute_labels().any()
+
+
+def test_footprints_are_not_sky_unless_said():
+    footprints = three_footprints()
+    assert footprints.is_sky.tolist() == [False, False]
+    sky = replace(footprints, is_sky=np.array([False, True]))
+    assert sky.select(np.array([1, 0])).is_sky.tolist() == [True, False]
+    with pytest.raises(ValueError, match="is_sky"):
+        replace(footprints, is_sky=np.array([True, False, True]))
+
+
+def test_concatenated_sets_keep_their_order_pixels_and_peaks():
+    footprints = three_footprints()
+    sky = build_footprints(
+        shape=(4, 5),
+        sigma=9.0,
+        pixels=np.array([15]),
+        owner=np.array([0]),
+        peak_pixels=np.array([15]),
+        peak_owner=np.array([0]),
+        peak_significance=np.zeros(1),
+        is_sky=True,
+    )
+    joined = FootprintSet.concatenate([footprints, sky])
+    assert len(joined) == 3
+    assert joined.sigma == footprints.sigma
+    assert joined.is_sky.tolist() == [False, False, True]
+    assert joined.is_negative.tolist() == [False, False, False]
+    for i in (0, 1):
+        np.testing.assert_array_equal(joined.footprint_pixels(i), footprints.footprint_pixels(i))
+        assert joined.box(i) == footprints.box(i)
+    assert (joined.x[2], joined.y[2], joined.n_peaks[2]) == (0, 3, 1)
+    np.testing.assert_array_equal(joined.select(~joined.is_sky).pixels, footprints.pixels)
+
+
+def test_concatenating_nothing_or_other_images_is_refused():
+    footprints = three_footprints()
+    with pytest.raises(ValueError, match="shapes"):
+        FootprintSet.concatenate([])
+    with pytest.raises(ValueError, match="shapes"):
+        FootprintSet.concatenate([footprints, replace(footprints, shape=(5, 4))])
+    assert len(FootprintSet.concatenate([footprints.select(np.zeros(0, dtype=int)), footprints])) == 2
