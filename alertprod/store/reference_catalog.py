@@ -1,7 +1,5 @@
 """A reference catalogue in one table file, FITS, ECSV or Parquet, held in memory and asked for circles on the sky."""
 
-import gzip
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,18 +12,8 @@ from alertprod._typing import BoolArray, FloatArray
 from alertprod.errors import ConfigError
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, east_and_north, sky_positions, unit_vectors
 from alertprod.measurement.catalog import Catalog
-from alertprod.store.files import read_bytes
+from alertprod.store.table_files import TableUnreadable, read_floats, read_table
 from alertprod.tasks.reference_loader import REFERENCE_COLUMNS, magnitude_column
-
-_FORMATS = {
-    ".ecsv": "ascii.ecsv",
-    ".csv": "ascii.csv",
-    ".fits": "fits",
-    ".fit": "fits",
-    ".fits.gz": "fits",
-    ".parquet": "parquet",
-}
-"""How a file is read, by what its name ends with."""
 
 _PROPER_MOTIONS = ("pm_ra_mas_yr", "pm_dec_mas_yr")
 _UNITS = {
@@ -100,9 +88,11 @@ class ReferenceCatalog:
         Rows without a position are left out. The colour is made of mag_g and mag_r where no column has it.
         """
         try:
-            table = _read(uri)
+            table = read_table(uri)
         except FileNotFoundError as error:
             raise ConfigError(uri, "reference catalogue", "no such file") from error
+        except TableUnreadable as error:
+            raise ConfigError(uri, "reference catalogue", str(error)) from error
         return cls._from_table(table, uri, columns or {}, epoch_mjd_tai)
 
     @classmethod
@@ -176,26 +166,6 @@ def _move(ra_deg: FloatArray, dec_deg: FloatArray, step_deg: FloatArray) -> tupl
     return sky_positions(unit_vectors(ra_deg, dec_deg) + step[:, :1] * east + step[:, 1:] * north)
 
 
-def _read(uri: str) -> Table:
-    kind = next((format_ for end, format_ in _FORMATS.items() if uri.lower().endswith(end)), None)
-    if kind is None:
-        raise ConfigError(uri, "reference catalogue", f"a file that ends with {', '.join(_FORMATS)} is needed")
-    data = read_bytes(uri)
-    try:
-        return _parse(gzip.decompress(data) if uri.lower().endswith(".gz") else data, kind)
-    except Exception as error:  # every format has errors of its own; all mean that the file is not one
-        raise ConfigError(uri, "reference catalogue", f"cannot be read as {kind}: {error}") from error
-
-
-def _parse(data: bytes, kind: str) -> Table:
-    if kind != "parquet":
-        return Table.read(io.BytesIO(data), format=kind)
-    from pyarrow import parquet  # an extra, and slow to import
-
-    columns = parquet.read_table(io.BytesIO(data))
-    return Table({name: columns[name].to_numpy() for name in columns.column_names})
-
-
 def _flags(table: Table, name: str) -> BoolArray:
     """Return a column as flags; False where it is masked. In CSV they are words."""
     values = np.ma.filled(np.ma.asarray(table[name]), 0)
@@ -206,8 +176,4 @@ def _flags(table: Table, name: str) -> BoolArray:
 
 def _floats(table: Table, name: str) -> FloatArray:
     """Return a column as floats in our unit; NaN where it is masked."""
-    column = table[name]
-    values = np.ma.filled(np.ma.asarray(column).astype(float), np.nan)
-    if column.unit is None or name not in _UNITS:
-        return values
-    return np.asarray((values * column.unit).to_value(_UNITS[name]))
+    return read_floats(table, name, _UNITS.get(name))

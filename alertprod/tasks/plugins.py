@@ -46,7 +46,7 @@ def open_repository(uri: str, *, output: str | None = None) -> Butler:
     kind, separator, rest = uri.partition(":")
     if not separator or kind not in entry_points(group=REPOSITORIES).names:
         kind, rest = DEFAULT_REPOSITORY, uri
-    butler: Butler = _load(REPOSITORIES, kind)(rest, output=output)
+    butler: Butler = load_plugin(REPOSITORIES, kind)(rest, output=output)
     return butler
 
 
@@ -58,7 +58,7 @@ def open_display(directory: str | Path) -> Display:
     ConfigError
         Raised if there is none.
     """
-    display: Display = _load(DISPLAYS, DEFAULT_DISPLAY)(Path(directory))
+    display: Display = load_plugin(DISPLAYS, DEFAULT_DISPLAY)(Path(directory))
     return display
 
 
@@ -77,14 +77,24 @@ def open_reference_catalog(uri: str, *, columns: Mapping[str, str], epoch_mjd_ta
     ConfigError
         Raised if there is none, or it cannot be read.
     """
-    open_table = _load(REFERENCE_CATALOGS, DEFAULT_REFERENCE_CATALOG)
+    open_table = load_plugin(REFERENCE_CATALOGS, DEFAULT_REFERENCE_CATALOG)
     loader: ReferenceLoader = open_table(uri, columns=columns, epoch_mjd_tai=epoch_mjd_tai)
     return loader
 
 
-def _load(group: str, name: str) -> Any:
+def load_plugin(group: str, name: str) -> Any:
+    """Return what an entry point names.
+
+    Raises
+    ------
+    ConfigError
+        Raised if there is no such one, or it cannot be imported.
+    """
     found = entry_points(group=group)
     if name not in found.names:
         known = ", ".join(sorted(found.names)) or "none; is the package installed?"
         raise ConfigError(f"entry points {group}", name, f"there is no such one; there are: {known}")
-    return found[name].load()
+    try:
+        return found[name].load()
+    except Exception as error:  # somebody else's module: whatever its import raises, it cannot be used
+        raise ConfigError(f"entry points {group}", name, f"{type(error).__name__}: {error}") from error
