@@ -223,7 +223,10 @@ class AlertsConfig(_Section):
     """Add a MASKBITS extension with the full mask planes: useful for debugging, 4 bytes a pixel more for everybody."""
 
     scorer: str | None = None
-    """Name of the plugged-in scorer that gives ``reliability``; None: null in every packet."""
+    """Name of the plugged-in scorer (entry point of `alertprod.reliability_scorers`) that gives ``reliability``; None: null in every packet."""
+
+    scorer_options: dict[str, Any] = Field(default_factory=dict)
+    """What the scorer is made with: where its model is, for one. Its own documentation says."""
 
     min_reliability: float | None = Field(None, ge=0, le=1)
     """DiaSources scored below are neither stored nor sent; None: all are. Means nothing without a scorer."""
@@ -234,7 +237,7 @@ class AlertsConfig(_Section):
             msg = f"cutout_min_pixels = {self.cutout_min_pixels} is more than cutout_max_pixels = {self.cutout_max_pixels}"
             raise ValueError(msg)
         if self.min_reliability is not None and self.scorer is None:
-            msg = "min_reliability needs a scorer: without one every DiaSource would be dropped"
+            msg = "min_reliability needs a scorer: without one it would drop nothing"
             raise ValueError(msg)
         return self
 
@@ -290,6 +293,35 @@ class LimitsConfig(_Section):
     drain_s: float = Field(40.0, ge=0)
     """After SIGTERM: time for what is in flight; with what follows (close, leave the group) below a grace period of 60 s."""
 
+    excluded_flags: tuple[str, ...] | None = None
+    """DiaSources with one of these flags (columns of the DiaSource table) are neither stored nor sent; None: a failed centroid,
+    a cosmic ray or a template of high variance in the middle. Say [] to keep all."""
+
+    new_object_flags: tuple[str, ...] | None = None
+    """DiaSources with one of these make no new DiaObject; None: those of `alertprod.association.config`."""
+
+    min_science_snr: float = -2.0
+    """A forced flux on the science image below this many sigma is an artefact of the subtraction."""
+
+    max_trail_deg_per_day: float = Field(10.0, gt=0)
+    """Rubin's: a longer trail is a satellite's."""
+
+    min_new_object_reliability: float = Field(0.1, ge=0, le=1)
+    """DiaSources scored below make no new DiaObject; without a scorer it means nothing."""
+
+
+class SolarSystemConfig(_Section):
+    """``[solar_system]``: known bodies by their predicted positions."""
+
+    ephemeris_uri: PathText | None = None
+    """Table of predicted positions (ECSV, FITS or Parquet) for events that name none; None: such events know no bodies."""
+
+    radius_arcsec: float = Field(1.0, gt=0, le=60)
+    """Rubin's: good predictions are off by a tenth of it."""
+
+    max_propagation_s: float = Field(3600.0, ge=0)
+    """Predictions farther from mid-exposure are not used: the Earth's rotation bends the path of a body at 1 au by 0.3 arcsec in an hour."""
+
 
 class HttpConfig(_Section):
     """``[http]``: /livez, /readyz and /metrics."""
@@ -331,6 +363,9 @@ class DaemonConfig(_Section):
 
     association: AssociationConfig = Field(default_factory=AssociationConfig)
     """Matching."""
+
+    solar_system: SolarSystemConfig = Field(default_factory=SolarSystemConfig)
+    """Known bodies."""
 
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
     """Packets."""
@@ -380,14 +415,15 @@ def load_config(path: str | Path | None = None) -> DaemonConfig:
 
 
 def config_hash(config: DaemonConfig) -> str:
-    """Return the sha256 (hex) of everything that changes results: instruments, association, alerts.
+    """Return the sha256 (hex) of everything that changes results: instruments, association, Solar System, alerts.
 
     Notes
     -----
     Hosts, topics, paths, limits and log settings leave it alone. A profile given as a file counts with its contents,
     a packaged one with its name (the program's version stands for its contents).
     """
-    facts = config.model_dump(mode="json", include={"instruments", "association", "alerts"})
+    facts = config.model_dump(mode="json", include={"instruments", "association", "solar_system", "alerts"})
+    facts["solar_system"].pop("ephemeris_uri")  # a path, and another table each night
     for instrument in facts["instruments"].values():
         instrument.pop("bands")  # labels of metrics
         instrument.pop("field_radius_deg")  # what is prefetched

@@ -7,6 +7,9 @@ from typing import Any
 
 from alertprod import __version__
 from alertprod.alerts.registry import ALERT_SCHEMA_VERSION
+from alertprod.association.config import AssociationConfig
+from alertprod.association.reliability import ReliabilityScorer, load_scorer
+from alertprod.association.solar_system import SolarSystemConfig
 from alertprod.config import DaemonConfig, InstrumentConfig, config_hash
 from alertprod.errors import ConfigError
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, SphericalPolygon
@@ -16,12 +19,13 @@ from alertprod.metrics import Metrics
 from alertprod.service.clock import Clock
 from alertprod.service.daemon import AlertDaemon
 from alertprod.service.health import Health, HealthServer
-from alertprod.service.pipeline import ExposurePipeline, Instrument
+from alertprod.service.pipeline import ExposurePipeline, Instrument, Science
 from alertprod.service.steps import Identity
 from alertprod.service.warm_up import warm_up
 from alertprod.service.worker import WorkerPool
 from alertprod.store.apdb import Apdb
 from alertprod.store.database import Database
+from alertprod.store.ephemerides import EphemeridesStore
 from alertprod.store.images import ImageStore
 from alertprod.store.ledger import Ledger
 from alertprod.store.outbox import clean_outbox
@@ -36,6 +40,8 @@ from alertprod.tasks.config_fields import apply_overrides
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
 
 _SECONDS_PER_DAY = 86400.0
+_ARCSEC_PER_S = 3600.0 / 86400.0
+"""In a degree a day."""
 
 
 def create_task(overrides: Mapping[str, Any], *, source: str, n_threads: int = 2) -> ImageDifferenceTask:
@@ -70,6 +76,43 @@ def create_instruments(config: DaemonConfig, cache: TemplateCache) -> dict[str, 
     }
 
 
+def create_science(config: DaemonConfig) -> Science:
+    """Create what association, scores and the match with the Solar System go by.
+
+    Raises
+    ------
+    ConfigError
+        Raised if a flag is none of a DiaSource's, or the scorer cannot be made.
+    """
+    settings = config.association
+    flags = {
+        name: value for name in ("excluded_flags", "new_object_flags") if (value := getattr(settings, name)) is not None
+    }
+    return Science(
+        association=AssociationConfig(
+            radius_arcsec=settings.radius_arcsec,
+            systematic_err_arcsec=settings.systematic_err_arcsec,
+            history_days=settings.history_days,
+            min_science_snr=settings.min_science_snr,
+            max_trail_rate_arcsec_per_s=settings.max_trail_deg_per_day * _ARCSEC_PER_S,
+            min_reliability=config.alerts.min_reliability,
+            min_new_object_reliability=settings.min_new_object_reliability,
+            **flags,
+        ),
+        solar_system=SolarSystemConfig(
+            radius_arcsec=config.solar_system.radius_arcsec,
+            systematic_err_arcsec=settings.systematic_err_arcsec,
+            max_propagation_s=config.solar_system.max_propagation_s,
+        ),
+        scorer=_create_scorer(config),
+    )
+
+
+def _create_scorer(config: DaemonConfig) -> ReliabilityScorer | None:
+    alerts = config.alerts
+    return None if alerts.scorer is None else load_scorer(alerts.scorer, alerts.scorer_options)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerPipeline:
     """Builds the pipeline in a worker process; picklable."""
@@ -91,6 +134,8 @@ class WorkerPipeline:
             images=images,
             cache=cache,
             apdb=Apdb(database, Ledger(database)),
+            ephemerides=EphemeridesStore(),
+            science=create_science(config),
             clock=Clock(),
             warm_up=lambda: warm_up(task, n_threads=threads),
         )
@@ -185,6 +230,7 @@ def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
                     f"its DiaSource ids overlap those of {other}: give their profiles different [ids] instrument_number",
                 )
         ranges.append((low, high, name))
+    create_science(config)
     return {
         "instruments": ", ".join(config.instruments),
         "delivery": config.kafka.delivery,

@@ -17,8 +17,11 @@ from alertprod.alerts.wire_names import (
     DIA_FORCED_SOURCE_WIRE_NAMES,
     DIA_OBJECT_WIRE_NAMES,
     DIA_SOURCE_WIRE_NAMES,
+    ORBIT_WIRE_NAMES,
+    SS_SOURCE_WIRE_NAMES,
 )
 from alertprod.association.associate import Association
+from alertprod.association.solar_system import SolarSystemMatches
 from alertprod.measurement.catalog import Catalog
 
 
@@ -53,10 +56,14 @@ def make_packets(
     -----
     ``prvDiaSources`` holds the earlier sources of the object, oldest first, never the trigger, and is null where there
     are none: ``diaObject.nDiaSources`` is one more than its length. ``prvDiaForcedSources`` ends with this exposure's
-    measurement and may be empty. Sources matched with a Solar System body carry neither object nor history.
+    measurement and may be empty. Sources matched with a Solar System body carry what is known of that in place of object
+    and history.
     """
     sources, history = association.sources, association.history
-    objects = {row["diaObjectId"]: row for row in wire_rows(association.objects, DIA_OBJECT_WIRE_NAMES, "diaObject")}
+    objects = {
+        row["diaObjectId"]: row for row in wire_rows(association.packet_objects, DIA_OBJECT_WIRE_NAMES, "diaObject")
+    }
+    bodies = _describe_bodies(association.solar_system)
     ids = list(objects)
     earlier = _group_by_object(history.sources, ids, "dia_source_id", DIA_SOURCE_WIRE_NAMES, "diaSource")
     forced = _group_by_object(
@@ -69,6 +76,7 @@ def make_packets(
     rows = wire_rows(sources, DIA_SOURCE_WIRE_NAMES, "diaSource")
     for row, triplet in zip(rows, cutouts, strict=True):
         object_id = row["diaObjectId"]
+        ss_source, orbit = (None, None) if row["ssObjectId"] is None else bodies[row["diaSourceId"]]
         yield {
             "diaSourceId": row["diaSourceId"],
             "observation_reason": info.observation_reason or None,
@@ -77,8 +85,8 @@ def make_packets(
             "prvDiaSources": earlier.get(object_id) or None,
             "prvDiaForcedSources": None if object_id is None else forced.get(object_id, []),
             "diaObject": None if object_id is None else objects[object_id],
-            "ssSource": None,
-            "mpc_orbits": None,
+            "ssSource": ss_source,
+            "mpc_orbits": orbit,
             "cutoutDifference": triplet.difference,
             "cutoutScience": triplet.science,
             "cutoutTemplate": triplet.template,
@@ -163,6 +171,13 @@ def _wire_values(catalog: Catalog, name: str, *, nullable: bool) -> list[Any]:
     values = column.astype(object)
     values[missing] = None
     return values.tolist()
+
+
+def _describe_bodies(matches: SolarSystemMatches) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the records (ssSource, mpc_orbits) of each source that is a known body, by its id."""
+    ss_sources = wire_rows(matches.ss_sources, SS_SOURCE_WIRE_NAMES, "ssSource")
+    orbits = wire_rows(matches.orbits, ORBIT_WIRE_NAMES, "mpc_orbits")
+    return {row["diaSourceId"]: (row, orbit) for row, orbit in zip(ss_sources, orbits, strict=True)}
 
 
 def _group_by_object(

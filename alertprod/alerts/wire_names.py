@@ -2,12 +2,13 @@
 
 A reader might expect a rule; there is none: the schema mixes ``psfFlux_flag_edge``, ``ra_dec_Cov``,
 ``ixxPSF`` and ``pixelFlags_injected_templateCenter``. Fields of the schema that are in no table here
-(``trailAlgorithm``, ``reliabilityVersion``, ``timeWithdrawnMjdTai`` and the like) are null in a live alert.
+(``trailAlgorithm``, whose key is Rubin's own, and ``timeWithdrawnMjdTai``) are null in a live alert.
 """
 
 from collections.abc import Mapping
 
 from alertprod.association.columns import BANDS
+from alertprod.association.solar_system_columns import ORBIT_COLUMNS
 
 DIA_SOURCE_WIRE_NAMES: Mapping[str, str] = {
     "dia_source_id": "diaSourceId",
@@ -55,6 +56,7 @@ DIA_SOURCE_WIRE_NAMES: Mapping[str, str] = {
     "trail_chi2": "trailChi2",
     "trail_ndata": "trailNdata",
     "trail_flag_edge": "trail_flag_edge",
+    "trail_flag": "trail_flag",
     "dipole_mean_flux": "dipoleMeanFlux",
     "dipole_mean_flux_err": "dipoleMeanFluxErr",
     "dipole_flux_diff": "dipoleFluxDiff",
@@ -82,6 +84,7 @@ DIA_SOURCE_WIRE_NAMES: Mapping[str, str] = {
     "shape_flag_parent_source": "shape_flag_parent_source",
     "extendedness": "extendedness",
     "reliability": "reliability",
+    "reliability_version": "reliabilityVersion",
     "band": "band",
     "is_dipole": "isDipole",
     "dipole_fit_attempted": "dipoleFitAttempted",
@@ -141,7 +144,7 @@ DIA_OBJECT_WIRE_NAMES: Mapping[str, str] = {
     "last_dia_source_mjd_tai": "lastDiaSourceMjdTai",
     "n_dia_sources": "nDiaSources",
 }
-"""Every column of `DIA_OBJECT_COLUMNS`."""
+"""Every column of `DIA_OBJECT_COLUMNS` but ``repeated_mjd_tai``, which is for association alone."""
 
 DIA_FORCED_SOURCE_WIRE_NAMES: Mapping[str, str] = {
     "dia_forced_source_id": "diaForcedSourceId",
@@ -159,3 +162,39 @@ DIA_FORCED_SOURCE_WIRE_NAMES: Mapping[str, str] = {
     "time_processed_mjd_tai": "timeProcessedMjdTai",
 }
 """Every column of `DIA_FORCED_SOURCE_COLUMNS`."""
+
+SS_SOURCE_WIRE_NAMES: Mapping[str, str] = {
+    "dia_source_id": "diaSourceId",
+    "ss_object_id": "ssObjectId",
+    "designation": "designation",
+    "ecl_lambda_deg": "eclLambda",
+    "ecl_beta_deg": "eclBeta",
+    "gal_lon_deg": "galLon",
+    "gal_lat_deg": "galLat",
+    "elongation_deg": "elongation",
+    "phase_angle_deg": "phaseAngle",
+    "topo_range_au": "topoRange",
+    "topo_range_rate_km_s": "topoRangeRate",
+    "helio_range_au": "helioRange",
+    "helio_range_rate_km_s": "helioRangeRate",
+    "eph_ra_deg": "ephRa",
+    "eph_dec_deg": "ephDec",
+    "eph_v_mag": "ephVmag",
+    "eph_rate_deg_d": "ephRate",
+    "eph_rate_ra_deg_d": "ephRateRa",
+    "eph_rate_dec_deg_d": "ephRateDec",
+    "eph_offset_arcsec": "ephOffset",
+    "eph_offset_ra_arcsec": "ephOffsetRa",
+    "eph_offset_dec_arcsec": "ephOffsetDec",
+    "eph_offset_along_track_arcsec": "ephOffsetAlongTrack",
+    "eph_offset_cross_track_arcsec": "ephOffsetCrossTrack",
+    **{f"{center}_{axis}_au": f"{center}_{axis}" for center in ("helio", "topo") for axis in "xyz"},
+    **{
+        f"{center}_v{axis}_km_s": f"{center}_v{axis}" for center in ("helio", "topo") for axis in ("x", "y", "z", "tot")
+    },
+    "dia_distance_rank": "diaDistanceRank",
+}
+"""Every column of `SS_SOURCE_COLUMNS`."""
+
+ORBIT_WIRE_NAMES: Mapping[str, str] = {column.name: column.name for column in ORBIT_COLUMNS}
+"""Every column of `ORBIT_COLUMNS`: the packet calls them what the Minor Planet Center calls them, and so do we."""

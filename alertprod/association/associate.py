@@ -1,7 +1,10 @@
-"""From detections and history to objects: filter, match, make new objects, summarise, measure forced fluxes.
+"""From detections and history to objects: match, make new objects, summarise, measure forced fluxes.
 
 No pixels are read here but by the callable that measures forced fluxes, and no database: the same
 sources and history give the same answer whatever the order of their rows.
+
+What is stored of an object is made of all that is known of it. What a packet says of it is made of what was observed
+no later than the exposure: an exposure that is processed late knows nothing of what came after it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,50 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alertprod._typing import BoolArray
+from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS
-from alertprod.association.forced import (
-    ExposureFacts,
-    ForcedConfig,
-    MeasureForced,
-    measure_forced_sources,
-    select_objects,
-)
+from alertprod.association.config import AssociationConfig
+from alertprod.association.forced import ExposureFacts, MeasureForced, is_followed, measure_forced_sources
 from alertprod.association.history import History
-from alertprod.association.match import UNMATCHED, match_one_to_one
-from alertprod.association.objects import summarize_objects
+from alertprod.association.match import UNMATCHED, find_near, match_one_to_one
+from alertprod.association.objects import fill_forced_means, summarize_objects
+from alertprod.association.positions import Positions
+from alertprod.association.solar_system import SolarSystemMatches
 from alertprod.measurement.catalog import Catalog
-
-_NEW_OBJECT_FLAGS = (
-    "centroid_flag",
-    "pixel_flags_cr_center",
-    "pixel_flags_nodata_center",
-    "pixel_flags_interpolated_center",
-    "pixel_flags_saturated_center",
-    "pixel_flags_suspect_center",
-    "pixel_flags_streak_center",
-    "glint_trail",
-)
-"""A source with one of these may belong to a known object, but is no evidence of a new one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssociationConfig:
-    """What is taken for the same object, and what is not taken at all."""
-
-    radius_arcsec: float = 1.0
-    """Several times the position error of a faint source, far less than the distance of two objects."""
-
-    min_science_snr: float = -2.0
-    """A forced flux on the science image that is more negative than noise allows marks an artefact."""
-
-    max_trail_rate_arcsec_per_s: float = 10.0 * 3600.0 / 86400.0
-    """10 degrees a day: faster is a satellite. Times the exposure time it is the longest trail kept."""
-
-    min_new_object_reliability: float = 0.1
-    """Sources scored below make no new object; sources nobody scored do."""
-
-    forced: ForcedConfig = field(default_factory=ForcedConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +34,16 @@ class Association:
         `DIA_SOURCE_COLUMNS`, by increasing id: the sources that stay, each with its object's id (or a Solar System
         object's). Each makes one alert.
     objects
-        `DIA_OBJECT_COLUMNS`, by increasing id: the new versions of the objects of `sources`.
+        `DIA_OBJECT_COLUMNS`, by increasing id: the new versions of the objects of `sources`, to be stored.
+    packet_objects
+        The same objects as they were known at the time of the exposure, to be sent. Another version where the history
+        holds something observed later.
     forced
         `DIA_FORCED_SOURCE_COLUMNS`, by increasing object id: this exposure's measurements.
     history
-        The earlier rows that were used: what was handed in, less what this very exposure wrote before.
+        The earlier rows of the objects of `sources`: none of this very exposure, none observed later.
+    solar_system
+        Predictions and orbits of the sources that are known bodies.
     n_matched, n_new, n_solar_system
         Sources by what they were associated with.
     dropped
@@ -78,8 +52,10 @@ class Association:
 
     sources: Catalog
     objects: Catalog
+    packet_objects: Catalog
     forced: Catalog
     history: History
+    solar_system: SolarSystemMatches = field(default_factory=SolarSystemMatches.none)
     n_matched: int
     n_new: int
     n_solar_system: int
@@ -93,6 +69,7 @@ def associate(
     *,
     measure_forced: MeasureForced,
     forced_id_factory: Callable[[], int],
+    solar_system: SolarSystemMatches | None = None,
     config: AssociationConfig | None = None,
 ) -> Association:
     """Associate an exposure's sources with their history.
@@ -100,13 +77,16 @@ def associate(
     Parameters
     ----------
     sources
-        `DIA_SOURCE_COLUMNS` of one exposure; left as they are.
+        `DIA_SOURCE_COLUMNS` of one exposure, those worth an alert (`select_sources`); left as they are.
     history
-        Everything known around the exposure. Rows that this very exposure wrote before are ignored.
+        All objects around the exposure, and the light curves at least of those that `find_known` names. Rows that
+        this very exposure wrote before are ignored.
     measure_forced
         Measures at pixel positions of the exposure.
     forced_id_factory
         Ids of the forced sources; a factory of its own, so these ids may equal those of DiaSources.
+    solar_system
+        What the sources with an `ss_object_id` are; they belong to no object.
 
     Notes
     -----
@@ -115,103 +95,140 @@ def associate(
     """
     config = config or AssociationConfig()
     sources = sources.select(np.argsort(sources["dia_source_id"], kind="stable"))
-    history = _earlier_rows(history, sources, facts)
-    reasons = _reasons_to_drop(sources, config)
-    kept = ~np.any(list(reasons.values()), axis=0)
-    dropped = _count_first(reasons)
-    sources = sources.select(kept)
+    history = _other_rows(history, sources, facts)
 
-    solar_system = sources["ss_object_id"] != 0
-    candidates = np.flatnonzero(~solar_system)
+    is_known_body = sources["ss_object_id"] != 0
+    candidates = np.flatnonzero(~is_known_body)
     matched = match_one_to_one(
-        source_ra_deg=sources["ra_deg"][candidates],
-        source_dec_deg=sources["dec_deg"][candidates],
-        object_ra_deg=history.objects["ra_deg"],
-        object_dec_deg=history.objects["dec_deg"],
+        Positions.from_catalog(sources).select(candidates),
+        Positions.from_catalog(history.objects),
         radius_arcsec=config.radius_arcsec,
+        systematic_err_arcsec=config.systematic_err_arcsec,
     )
-    known = candidates[matched != UNMATCHED]
     sources["dia_object_id"] = 0
+    known = candidates[matched != UNMATCHED]
     sources["dia_object_id"][known] = history.objects["dia_object_id"][matched[matched != UNMATCHED]]
     alone = candidates[matched == UNMATCHED]
     worthy = _may_found_an_object(sources, config)[alone]
     sources["dia_object_id"][alone[worthy]] = sources["dia_source_id"][alone[worthy]]
-    dropped["unfit_for_new_object"] = int((~worthy).sum())
-    sources = sources.select(solar_system | (sources["dia_object_id"] != 0))
+    unfit = int((~worthy).sum())
+    sources = sources.select(is_known_body | (sources["dia_object_id"] != 0))
 
     with_object = sources.select(sources["dia_object_id"] != 0)
-    everything = Catalog.concatenate([history.sources, with_object])
-    objects = summarize_objects(
-        everything.select(np.isin(everything["dia_object_id"], with_object["dia_object_id"])),
-        history.objects,
-        validity_start_mjd_tai=facts.time_processed_mjd_tai,
+    ids = with_object["dia_object_id"]
+    light_curves = _of_objects(Catalog.concatenate([history.sources, with_object]), ids)
+    objects = _summarize(_recent(light_curves, config), history.objects, facts, config)
+    forced = _measure_followed_objects(objects, history, facts, measure_forced, forced_id_factory, config)
+    all_forced = Catalog.concatenate([_of_objects(history.forced, ids), forced])
+    fill_forced_means(objects, _recent(all_forced, config))
+    past = History(
+        objects=history.objects,
+        sources=_no_later(_of_objects(history.sources, ids), facts),
+        forced=_no_later(_of_objects(history.forced, ids), facts),
     )
     return Association(
         sources=sources,
         objects=objects,
-        forced=_measure_followed_objects(
-            objects, history, everything, facts, measure_forced, forced_id_factory, config
-        ),
-        history=history,
+        packet_objects=_describe_as_of(facts, objects, light_curves, all_forced, history.objects, config),
+        forced=forced,
+        history=past,
+        solar_system=solar_system or SolarSystemMatches.none(),
         n_matched=len(known),
         n_new=int(worthy.sum()),
-        n_solar_system=int(solar_system.sum()),
-        dropped={reason: count for reason, count in dropped.items() if count},
+        n_solar_system=int(is_known_body.sum()),
+        dropped={"unfit_for_new_object": unfit} if unfit else {},
     )
 
 
-def _earlier_rows(history: History, sources: Catalog, facts: ExposureFacts) -> History:
+def find_known(sources: Catalog, objects: Catalog, *, radius_arcsec: float) -> IntArray:
+    """Return the ids of the objects that a source might be: those whose light curves `associate` needs."""
+    rows = find_near(Positions.from_catalog(sources), Positions.from_catalog(objects), radius_arcsec=radius_arcsec)
+    return np.sort(objects["dia_object_id"][rows])
+
+
+def _other_rows(history: History, sources: Catalog, facts: ExposureFacts) -> History:
     """Return the history in a fixed order of rows, without what this exposure wrote."""
-    objects, forced = history.objects, history.forced
-    past = history.sources.select(~np.isin(history.sources["dia_source_id"], sources["dia_source_id"]))
-    same = (forced["visit"] == facts.visit) & (forced["detector"] == facts.detector)
+
+    def of_this_exposure(rows: Catalog) -> BoolArray:
+        # Two cameras may number alike, but hardly for one moment.
+        same = (rows["visit"] == facts.visit) & (rows["detector"] == facts.detector)
+        return np.asarray(same & (rows["midpoint_mjd_tai"] == facts.midpoint_mjd_tai))
+
+    written = of_this_exposure(history.sources) | np.isin(history.sources["dia_source_id"], sources["dia_source_id"])
     return History(
-        objects=objects.select(np.argsort(objects["dia_object_id"], kind="stable")),
-        sources=past,
-        forced=forced.select(~same),
+        objects=history.objects.select(np.argsort(history.objects["dia_object_id"], kind="stable")),
+        sources=history.sources.select(~written),
+        forced=history.forced.select(~of_this_exposure(history.forced)),
     )
-
-
-def _reasons_to_drop(sources: Catalog, config: AssociationConfig) -> dict[str, BoolArray]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        science_snr = sources["science_flux"] / sources["science_flux_err"]
-    longest = config.max_trail_rate_arcsec_per_s * sources["exposure_time_s"]
-    return {
-        "no_position": ~(np.isfinite(sources["ra_deg"]) & np.isfinite(sources["dec_deg"])),
-        "centroid_failed": sources["centroid_flag"],
-        "cosmic_ray": sources["pixel_flags_cr_center"],
-        "negative_science_flux": science_snr < config.min_science_snr,
-        "long_trail": sources["trail_length_arcsec"] >= longest,
-    }
-
-
-def _count_first(reasons: Mapping[str, BoolArray]) -> dict[str, int]:
-    """Count each row under its first reason only, so that the counts add up."""
-    counts, seen = {}, None
-    for reason, rows in reasons.items():
-        counts[reason] = int((rows if seen is None else rows & ~seen).sum())
-        seen = rows if seen is None else seen | rows
-    return counts
 
 
 def _may_found_an_object(sources: Catalog, config: AssociationConfig) -> BoolArray:
-    flagged = np.any([sources[name] for name in _NEW_OBJECT_FLAGS], axis=0)
-    worthy: BoolArray = ~flagged & ~(sources["reliability"] < config.min_new_object_reliability)
+    worthy: BoolArray = ~(sources["reliability"] < config.min_new_object_reliability)
+    for flag in config.new_object_flags:
+        worthy = worthy & ~sources[flag]
     return worthy
+
+
+def _of_objects(rows: Catalog, ids: IntArray) -> Catalog:
+    return rows.select(np.isin(rows["dia_object_id"], ids))
+
+
+def _no_later(rows: Catalog, facts: ExposureFacts) -> Catalog:
+    return rows.select(rows["midpoint_mjd_tai"] <= facts.midpoint_mjd_tai)
+
+
+def _recent(rows: Catalog, config: AssociationConfig) -> Catalog:
+    """Return the rows within the history before each object's latest one: the same whichever came to be known last."""
+    if not rows.n_rows:
+        return rows
+    _, group = np.unique(rows["dia_object_id"], return_inverse=True)
+    latest = np.full(int(group.max()) + 1, -np.inf)
+    mjd: FloatArray = rows["midpoint_mjd_tai"]
+    np.maximum.at(latest, group, mjd)
+    return rows.select(mjd >= latest[group] - config.history_days)
+
+
+def _summarize(sources: Catalog, previous: Catalog, facts: ExposureFacts, config: AssociationConfig) -> Catalog:
+    return summarize_objects(
+        sources, previous, validity_start_mjd_tai=facts.time_processed_mjd_tai, config=config.forced
+    )
 
 
 def _measure_followed_objects(
     updated: Catalog,
     history: History,
-    sources: Catalog,
     facts: ExposureFacts,
     measure: MeasureForced,
     id_factory: Callable[[], int],
     config: AssociationConfig,
 ) -> Catalog:
     rest = history.objects.select(~np.isin(history.objects["dia_object_id"], updated["dia_object_id"]))
-    current = Catalog.concatenate([updated, rest]) if rest.n_rows else updated
-    followed = current.select(select_objects(current, sources, config.forced))
+    current = Catalog.concatenate([rest, updated])
+    since = facts.midpoint_mjd_tai - config.history_days
+    followed = current.select(is_followed(current, since_mjd_tai=since))
     if not followed.n_rows:
         return Catalog(DIA_FORCED_SOURCE_COLUMNS, 0)
     return measure_forced_sources(followed, facts, measure, id_factory)
+
+
+def _describe_as_of(
+    facts: ExposureFacts,
+    objects: Catalog,
+    light_curves: Catalog,
+    forced: Catalog,
+    previous: Catalog,
+    config: AssociationConfig,
+) -> Catalog:
+    """Return the objects without what was observed after the exposure."""
+    later = light_curves["midpoint_mjd_tai"] > facts.midpoint_mjd_tai
+    forced_later = forced["midpoint_mjd_tai"] > facts.midpoint_mjd_tai
+    changed = np.union1d(light_curves["dia_object_id"][later], forced["dia_object_id"][forced_later])
+    if not len(changed):
+        return objects
+    then = _summarize(_no_later(_of_objects(light_curves, changed), facts), previous, facts, config)
+    # What was seen last so far lies in the future of this exposure.
+    then["last_dia_source_mjd_tai"] = facts.midpoint_mjd_tai
+    fill_forced_means(then, _no_later(_of_objects(forced, changed), facts))
+    rest = objects.select(~np.isin(objects["dia_object_id"], changed))
+    merged = Catalog.concatenate([then, rest])
+    return merged.select(np.argsort(merged["dia_object_id"], kind="stable"))

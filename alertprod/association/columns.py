@@ -19,8 +19,8 @@ def _point_source_columns(band: str) -> tuple[Column, ...]:
         Column(f"{band}_psf_flux_mean_err", _F4, "nJy", "its standard error, 1 / sqrt(sum of weights)"),
         Column(f"{band}_psf_flux_sigma", _F4, "nJy", f"sample standard deviation (n - 1) of psf_flux in {band}"),
         Column(f"{band}_psf_flux_ndata", _I4, "", f"number of usable psf_flux in {band}"),
-        Column(f"{band}_fp_flux_mean", _F4, "nJy", f"mean forced difference flux in {band}; not filled"),
-        Column(f"{band}_fp_flux_mean_err", _F4, "nJy", "its standard error; not filled"),
+        Column(f"{band}_fp_flux_mean", _F4, "nJy", f"inverse-variance mean of the forced psf_flux in {band}"),
+        Column(f"{band}_fp_flux_mean_err", _F4, "nJy", "its standard error, 1 / sqrt(sum of weights)"),
     )
 
 
@@ -54,8 +54,19 @@ DIA_OBJECT_COLUMNS: tuple[Column, ...] = (
     Column("first_dia_source_mjd_tai", _F8, "d", "midpoint of its first source, MJD TAI"),
     Column("last_dia_source_mjd_tai", _F8, "d", "midpoint of its latest source, MJD TAI"),
     Column("n_dia_sources", _I4, "", "number of its sources in the loaded history, the new one included"),
+    Column("repeated_mjd_tai", _F8, "d", "midpoint of its latest good source but one, MJD TAI; not in the packet"),
 )
-"""Every column of a DiaObject, in the packet's order."""
+"""Every column of a DiaObject, in the packet's order. `repeated_mjd_tai` says whether it is worth following, without
+its light curve: NaN where it was never seen twice."""
+
+KNOWN_OBJECT_COLUMNS: tuple[Column, ...] = tuple(
+    column
+    for column in DIA_OBJECT_COLUMNS
+    if column.name.startswith(("dia_object_id", "ra_", "dec_"))
+    or column.name in ("first_dia_source_mjd_tai", "last_dia_source_mjd_tai", "repeated_mjd_tai")
+)
+"""What association must know of every object of a region: where it is and whether it is followed. Its statistics are
+made anew when it is seen."""
 
 DIA_FORCED_SOURCE_COLUMNS: tuple[Column, ...] = (
     Column("dia_forced_source_id", _I8, "", "id of the measurement"),

@@ -76,10 +76,7 @@ def _measure_njy(exposure: Exposure, x: FloatArray, y: FloatArray) -> tuple[Floa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForcedConfig:
-    """Which objects are worth measuring again and again."""
-
-    min_sources: int = 2
-    """An object seen once may be an artefact; the second detection makes it worth following."""
+    """Which sources are good ones: an object with two of them within the history is followed, one may be an artefact."""
 
     min_reliability: float = 0.5
     """A source counts as good from here; sources nobody scored count as good."""
@@ -88,14 +85,17 @@ class ForcedConfig:
     """A longer trail moves on: its place will be empty next time."""
 
 
-def select_objects(objects: Catalog, sources: Catalog, config: ForcedConfig) -> BoolArray:
-    """Say which objects have at least ``config.min_sources`` good ones among `sources`, shape ``(objects.n_rows,)``."""
+def is_good(sources: Catalog, config: ForcedConfig) -> BoolArray:
+    """Say which sources, `STORED_DIA_SOURCE_COLUMNS`, speak for an object that stays where it is, shape ``(n,)``."""
     good = ~(sources["glint_trail"] | sources["is_dipole"])
     good &= ~(sources["reliability"] < config.min_reliability)
     good &= ~(sources["trail_length_arcsec"] > config.max_trail_length_arcsec)
-    ids, counts = np.unique(sources["dia_object_id"][good], return_counts=True)
-    enough: BoolArray = np.isin(objects["dia_object_id"], ids[counts >= config.min_sources])
-    return enough
+    return np.asarray(good)
+
+
+def is_followed(objects: Catalog, *, since_mjd_tai: float) -> BoolArray:
+    """Say which objects, `KNOWN_OBJECT_COLUMNS`, have two good sources since an epoch, shape ``(n,)``."""
+    return np.asarray(objects["repeated_mjd_tai"] >= since_mjd_tai)
 
 
 def measure_forced_sources(

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
+from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, KNOWN_OBJECT_COLUMNS
 from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS, Catalog
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The latest version of each DiaObject in a region, and the rows of its past 12 months.
+    """The latest version of each DiaObject in a region, and light curves over the past 12 months.
 
     Parameters
     ----------
     objects
-        `DIA_OBJECT_COLUMNS`; one row an object. May reach beyond the exposure.
+        `KNOWN_OBJECT_COLUMNS` at least; one row an object. May reach beyond the exposure.
     sources
         `STORED_DIA_SOURCE_COLUMNS` at least, in any order; rows of other objects are ignored.
     forced
@@ -28,7 +28,7 @@ class History:
     def empty(cls) -> "History":
         """Return the history of a sky nobody has looked at."""
         return cls(
-            objects=Catalog(DIA_OBJECT_COLUMNS, 0),
+            objects=Catalog(KNOWN_OBJECT_COLUMNS, 0),
             sources=Catalog(STORED_DIA_SOURCE_COLUMNS, 0),
             forced=Catalog(DIA_FORCED_SOURCE_COLUMNS, 0),
         )

@@ -8,11 +8,15 @@ import numpy as np
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.association.columns import BANDS, DIA_OBJECT_COLUMNS
-from alertprod.geometry.sphere import sky_positions, unit_vectors
+from alertprod.association.forced import ForcedConfig, is_good
+from alertprod.association.positions import read_covariances, turn_covariances
+from alertprod.geometry.sphere import ARCSEC_PER_DEG, sky_positions, unit_vectors
 from alertprod.measurement.catalog import Catalog
 
 
-def summarize_objects(sources: Catalog, previous: Catalog, *, validity_start_mjd_tai: float) -> Catalog:
+def summarize_objects(
+    sources: Catalog, previous: Catalog, *, validity_start_mjd_tai: float, config: ForcedConfig | None = None
+) -> Catalog:
     """Compute a new version of each object that `sources` name.
 
     Parameters
@@ -20,16 +24,18 @@ def summarize_objects(sources: Catalog, previous: Catalog, *, validity_start_mjd
     sources
         `STORED_DIA_SOURCE_COLUMNS`: all sources of the objects, history and new, each once.
     previous
-        `DIA_OBJECT_COLUMNS`: earlier versions where there are any; they give the first and last epoch beyond the
+        `KNOWN_OBJECT_COLUMNS`: earlier versions where there are any; they give the first and last epoch beyond the
         loaded history. Rows of other objects are ignored.
     validity_start_mjd_tai
         When the new versions begin to hold, MJD TAI.
+    config
+        Which sources are good ones.
 
     Returns
     -------
     Catalog
         `DIA_OBJECT_COLUMNS`, one row an object, by increasing id. Statistics without enough usable values are NaN,
-        counts 0.
+        counts 0; the means of forced fluxes are left to `fill_forced_means`.
 
     Notes
     -----
@@ -46,23 +52,58 @@ def summarize_objects(sources: Catalog, previous: Catalog, *, validity_start_mjd
     objects["n_dia_sources"] = np.bincount(group, minlength=len(ids))
     _fill_positions(objects, sources, group)
     _fill_epochs(objects, sources, group, previous)
+    _fill_repeats(objects, sources, group, is_good(sources, config or ForcedConfig()))
     bands = sources["band"].astype(str)
     for band in BANDS:
         _fill_band(objects, sources, group, bands == band, band)
     return objects
 
 
+def fill_forced_means(objects: Catalog, forced: Catalog) -> None:
+    """Fill in the means of the forced fluxes of each object, band by band.
+
+    Parameters
+    ----------
+    objects
+        `DIA_OBJECT_COLUMNS`, by increasing id.
+    forced
+        `DIA_FORCED_SOURCE_COLUMNS`, each once; rows of other objects are ignored.
+    """
+    forced = forced.select(np.isin(forced["dia_object_id"], objects["dia_object_id"]))
+    order = np.lexsort((forced["dia_forced_source_id"], forced["midpoint_mjd_tai"], forced["dia_object_id"]))
+    forced = forced.select(order)
+    group = np.searchsorted(objects["dia_object_id"], forced["dia_object_id"])
+    flux, err = forced["psf_flux"].astype(float), forced["psf_flux_err"].astype(float)
+    bands, usable = forced["band"].astype(str), _usable(flux, err)
+    for band in BANDS:
+        used = usable & (bands == band)
+        mean, mean_err = _weighted_mean(flux[used], err[used], group[used], objects.n_rows)
+        objects[f"{band}_fp_flux_mean"], objects[f"{band}_fp_flux_mean_err"] = mean, mean_err
+
+
 def _fill_positions(objects: Catalog, sources: Catalog, group: IntArray) -> None:
     n = objects["n_dia_sources"]
     vectors = unit_vectors(sources["ra_deg"], sources["dec_deg"])
     objects["ra_deg"], objects["dec_deg"] = sky_positions(_sum_by(group, vectors, len(n)))
-    for name, variance in (
-        ("ra_err_deg", sources["ra_err_deg"].astype(float) ** 2),
-        ("dec_err_deg", sources["dec_err_deg"].astype(float) ** 2),
-        ("ra_dec_cov_deg2", sources["ra_dec_cov_deg2"].astype(float)),
-    ):
-        of_mean = _sum_by(group, variance, len(n)) / n.astype(float) ** 2
-        objects[name] = of_mean if name == "ra_dec_cov_deg2" else np.sqrt(of_mean)
+    covariances = turn_covariances(
+        read_covariances(sources),
+        ra_deg=sources["ra_deg"],
+        dec_deg=sources["dec_deg"],
+        to_ra_deg=objects["ra_deg"][group],
+        to_dec_deg=objects["dec_deg"][group],
+    )
+    of_mean = _sum_by(group, covariances, len(n)) / (n.astype(float) * ARCSEC_PER_DEG)[:, None, None] ** 2
+    objects["ra_err_deg"], objects["dec_err_deg"] = np.sqrt(of_mean[:, 0, 0]), np.sqrt(of_mean[:, 1, 1])
+    objects["ra_dec_cov_deg2"] = of_mean[:, 0, 1]
+
+
+def _fill_repeats(objects: Catalog, sources: Catalog, group: IntArray, good: BoolArray) -> None:
+    """Fill in the epoch of each object's latest good source but one; rows are sorted by object, then time."""
+    group, mjd = group[good], sources["midpoint_mjd_tai"][good]
+    followed_by_last = np.zeros(len(group), dtype=np.bool_)
+    followed_by_last[:-1] = np.diff(group) == 0
+    followed_by_last[:-2] &= group[2:] != group[:-2]
+    objects["repeated_mjd_tai"][group[followed_by_last]] = mjd[followed_by_last]
 
 
 def _fill_epochs(objects: Catalog, sources: Catalog, group: IntArray, previous: Catalog) -> None:

@@ -163,29 +163,31 @@ def _write_alerts(task: "ImageDifferenceTask", differenced: "Differenced", path:
     from alertprod.alerts.avro import write_alerts
     from alertprod.alerts.cutouts import CutoutConfig
     from alertprod.alerts.packet import PacketInfo
-    from alertprod.association.associate import AssociationConfig
+    from alertprod.association.config import AssociationConfig
     from alertprod.association.forced import ExposureFacts
     from alertprod.association.history import History
     from alertprod.service.clock import Clock
-    from alertprod.service.packaging import package_alerts
+    from alertprod.service.packaging import package_alerts, prepare_sources
 
     difference = differenced.difference
     info = difference.info
     now = Clock().mjd_tai()
     assert difference.wcs is not None  # the caller has looked
-    differenced.sources["midpoint_mjd_tai"] = info.midpoint_mjd_tai if info.midpoint_mjd_tai is not None else now
+    association = AssociationConfig()
+    facts = ExposureFacts(
+        visit=info.visit or 0,
+        detector=info.detector or 0,
+        band=info.band or "",
+        midpoint_mjd_tai=info.midpoint_mjd_tai or now,
+        time_processed_mjd_tai=now,
+        wcs=difference.wcs,
+        shape=difference.shape,
+    )
     packaged = package_alerts(
-        differenced,
+        prepare_sources(differenced, facts, association=association, cutouts=CutoutConfig()),
         History.empty(),
-        facts=ExposureFacts(
-            visit=info.visit or 0,
-            detector=info.detector or 0,
-            band=info.band or "",
-            midpoint_mjd_tai=info.midpoint_mjd_tai or now,
-            time_processed_mjd_tai=now,
-            wcs=difference.wcs,
-            shape=difference.shape,
-        ),
+        differenced,
+        facts=facts,
         info=PacketInfo(
             observation_reason=info.observation_reason,
             target_name=info.target_name,
@@ -193,7 +195,6 @@ def _write_alerts(task: "ImageDifferenceTask", differenced: "Differenced", path:
             is_nominal=differenced.science.photo_calib.is_nominal,
         ),
         forced_id_factory=task.makeIdFactory(0, 44),
-        association=AssociationConfig(),
-        cutouts=CutoutConfig(),
+        association=association,
     )
     return write_alerts(path, packaged.packets())

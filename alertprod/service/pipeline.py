@@ -4,10 +4,8 @@ Compute has two halves. The pixels need no database; association needs the histo
 is repeated alone where that history moved before it could be stored.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -16,9 +14,12 @@ from alertprod import __version__
 from alertprod.alerts.avro import encode_alert
 from alertprod.alerts.cutouts import CutoutConfig
 from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key
-from alertprod.association.associate import Association, AssociationConfig
+from alertprod.association.associate import Association, find_known
+from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
 from alertprod.association.history import History
+from alertprod.association.reliability import ReliabilityScorer
+from alertprod.association.solar_system import Ephemerides, SolarSystemConfig, predict
 from alertprod.config import DaemonConfig, config_hash
 from alertprod.errors import (
     CorruptImage,
@@ -32,9 +33,11 @@ from alertprod.images.facts import check_facts
 from alertprod.images.profile import InstrumentProfile
 from alertprod.service.clock import Clock
 from alertprod.service.differencing import Differenced, difference_exposures
-from alertprod.service.packaging import package_alerts
+from alertprod.service.packaging import Prepared, package_alerts, prepare_sources
+from alertprod.service.stopwatch import Stopwatch
 from alertprod.service.work import CacheUse, WorkOrder, WorkResult, summary_facts
 from alertprod.store.apdb import Apdb, CellsMoved
+from alertprod.store.ephemerides import EphemeridesStore, EphemeridesUnavailable
 from alertprod.store.images import ImageStore
 from alertprod.store.outbox import OutboxFile, OutboxMessage, outbox_uri, write_outbox
 from alertprod.store.sky import compute_footprint
@@ -65,24 +68,23 @@ class Instrument:
     template_bands: Mapping[str, str]
 
 
-@dataclass(slots=True)
-class Stopwatch:
-    """Wall seconds by stage; a stage entered again adds up."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Science:
+    """What becomes of an exposure's sources: how they are associated, scored, and known for bodies."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    association: AssociationConfig
+    solar_system: SolarSystemConfig
+    scorer: ReliabilityScorer | None = None
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block as stage `name`."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - started)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Add seconds to a stage."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """What an exposure is without its history: the pixels' part, done once."""
+
+    differenced: Differenced
+    facts: ExposureFacts
+    """As of the computing; `time_processed_mjd_tai` is that of the association later."""
+    prepared: Prepared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,10 @@ class ExposurePipeline:
         The template cache, for its counts.
     apdb
         The history.
+    ephemerides
+        Where predicted positions come from.
+    science
+        How sources are judged.
     clock
         For times of processing.
     """
@@ -121,6 +127,8 @@ class ExposurePipeline:
         images: ImageStore,
         cache: TemplateCache,
         apdb: Apdb,
+        ephemerides: EphemeridesStore,
+        science: Science,
         clock: Clock,
         warm_up: Callable[[], object] = lambda: None,
     ) -> None:
@@ -130,6 +138,8 @@ class ExposurePipeline:
         self._images = images
         self._cache = cache
         self._apdb = apdb
+        self._ephemerides = ephemerides
+        self._science = science
         self._clock = clock
         self._warm_up = warm_up
 
@@ -141,8 +151,8 @@ class ExposurePipeline:
         """Compute and store one exposure; see `alertprod.service.work.Pipeline`."""
         watch = Stopwatch()
         with watch.stage("compute"):
-            differenced = compute(self, order.event, watch)
-            alerts, outbox = store(self, order, differenced, watch)
+            computed = compute(self, order.event, watch)
+            alerts, outbox = store(self, order, computed, watch)
         log.info(
             "exposure stored",
             n_alerts=len(alerts.messages),
@@ -154,7 +164,7 @@ class ExposurePipeline:
             outbox=outbox,
             counts=alerts.counts,
             stage_seconds=watch.seconds,
-            figures=differenced.figures,
+            figures=computed.differenced.figures,
             versions=self._versions(),
             cache=self._cache_use(),
         )
@@ -195,32 +205,46 @@ class ExposurePipeline:
         for stage, seconds in differenced.stage_seconds.items():
             watch.add(stage, seconds)
         limit = self._config.alerts.max_per_exposure
-        if differenced.sources.n_rows > limit:
-            raise TooManyDiaSources(differenced.sources.n_rows, limit)
+        n_sources = int((~differenced.sources["sky_source"]).sum())
+        if n_sources > limit:
+            raise TooManyDiaSources(n_sources, limit)
         return differenced
 
-    def associate(self, event: VisitReady, differenced: Differenced, history: History, watch: Stopwatch) -> Alerts:
+    def prepare(self, event: VisitReady, differenced: Differenced, watch: Stopwatch) -> Computed:
+        """Select and score the sources, name the known bodies, cut out the pictures: all that needs no history."""
+        facts = self._facts(event, differenced)
+        with watch.stage("ephemerides"):
+            expected, failed = self._predict(event, facts)
+        alerts = self._config.alerts
+        prepared = prepare_sources(
+            differenced,
+            facts,
+            association=self._science.association,
+            cutouts=CutoutConfig(
+                min_size=alerts.cutout_min_pixels,
+                max_size=alerts.cutout_max_pixels,
+                with_mask_bits=alerts.cutout_mask_bits,
+            ),
+            scorer=self._science.scorer,
+            expected=expected,
+            solar_system=self._science.solar_system,
+            watch=watch,
+        )
+        if failed:
+            prepared.counts["ephemerides_failed"] = 1
+        return Computed(differenced=differenced, facts=facts, prepared=prepared)
+
+    def associate(self, event: VisitReady, computed: Computed, history: History, watch: Stopwatch) -> Alerts:
         """Associate sources with their history and make the alerts' bytes."""
-        now_mjd_tai = self._clock.mjd_tai()
-        difference = differenced.difference
+        differenced = computed.differenced
         instrument = self._instruments[event.instrument]
         exposure_id = self._exposure_id(event, instrument)
-        assert difference.wcs is not None  # `difference` has looked
-        facts = ExposureFacts(
-            visit=event.visit,
-            detector=event.detector,
-            band=event.band,
-            midpoint_mjd_tai=difference.info.midpoint_mjd_tai or event.shutter_open_mjd_tai,
-            time_processed_mjd_tai=now_mjd_tai,
-            wcs=difference.wcs,
-            shape=difference.shape,
-        )
-        alerts_config = self._config.alerts
         with watch.stage("associate"):
             packaged = package_alerts(
-                differenced,
+                computed.prepared,
                 history,
-                facts=facts,
+                differenced,
+                facts=replace(computed.facts, time_processed_mjd_tai=self._clock.mjd_tai()),
                 info=PacketInfo(
                     observation_reason=event.observation_reason,
                     target_name=event.target_name,
@@ -229,12 +253,7 @@ class ExposurePipeline:
                     is_nominal=differenced.science.photo_calib.is_nominal,
                 ),
                 forced_id_factory=instrument.task.makeIdFactory(exposure_id, ID_EXPOSURE_BITS),
-                association=AssociationConfig(radius_arcsec=self._config.association.radius_arcsec),
-                cutouts=CutoutConfig(
-                    min_size=alerts_config.cutout_min_pixels,
-                    max_size=alerts_config.cutout_max_pixels,
-                    with_mask_bits=alerts_config.cutout_mask_bits,
-                ),
+                association=self._science.association,
             )
         with watch.stage("packets"):
             produced_ms = round(self._clock.unix_s() * 1000)
@@ -264,16 +283,21 @@ class ExposurePipeline:
         )
         return outbox
 
-    def read_history(self, event: VisitReady, differenced: Differenced) -> tuple[History, Mapping[int, int]]:
-        """Read what is known of the sky under an exposure, and how new it is."""
-        difference = differenced.difference
-        assert difference.wcs is not None  # `difference` has looked
-        read = self._apdb.read_history(
-            compute_footprint(difference.wcs, difference.shape),
-            mjd_tai=event.shutter_open_mjd_tai,
-            window_days=self._config.association.history_days,
+    def read_history(self, computed: Computed) -> tuple[History, Mapping[int, int]]:
+        """Read what is known of the sky under an exposure, and how new it is.
+
+        Notes
+        -----
+        All objects of the region, and the light curves of those that a source may be. The light curves are read after
+        the objects: they may know more, but then a cell has moved, and the store says so.
+        """
+        facts, association = computed.facts, self._science.association
+        objects, cell_versions = self._apdb.read_objects(compute_footprint(facts.wcs, facts.shape))
+        sources, forced = self._apdb.read_light_curves(
+            find_known(computed.prepared.sources, objects, radius_arcsec=association.radius_arcsec),
+            since_mjd_tai=facts.midpoint_mjd_tai - association.history_days,
         )
-        return read.history, read.cell_versions
+        return History(objects=objects, sources=sources, forced=forced), cell_versions
 
     def summary(self, event: VisitReady, differenced: Differenced, alerts: Alerts, watch: Stopwatch) -> dict[str, Any]:
         """Return what the ledger keeps for the visit summary."""
@@ -284,6 +308,33 @@ class ExposurePipeline:
             figures=differenced.figures,
             versions=self._versions(),
         )
+
+    def _facts(self, event: VisitReady, differenced: Differenced) -> ExposureFacts:
+        difference = differenced.difference
+        assert difference.wcs is not None  # `difference` has looked
+        return ExposureFacts(
+            visit=event.visit,
+            detector=event.detector,
+            band=event.band,
+            midpoint_mjd_tai=difference.info.midpoint_mjd_tai or event.shutter_open_mjd_tai,
+            time_processed_mjd_tai=self._clock.mjd_tai(),
+            wcs=difference.wcs,
+            shape=difference.shape,
+        )
+
+    def _predict(self, event: VisitReady, facts: ExposureFacts) -> tuple[Ephemerides | None, bool]:
+        """Return the known bodies on the exposure, None where nobody says; and whether that is a failure."""
+        uri = event.ephemeris_uri or self._config.solar_system.ephemeris_uri
+        if uri is None:
+            return None, False
+        try:
+            ephemerides = self._ephemerides.load(uri)
+        except EphemeridesUnavailable as error:
+            log.warning("no predicted positions, known bodies are not told from others", problem=str(error))
+            return None, True
+        footprint = compute_footprint(facts.wcs, facts.shape)
+        settings = self._science.solar_system
+        return predict(ephemerides, footprint, mjd_tai=facts.midpoint_mjd_tai, config=settings), False
 
     def _load(self, event: VisitReady, instrument: Instrument) -> Exposure:
         science = self._images.load(event.calexp_uri, instrument.profile)
@@ -332,13 +383,13 @@ class ExposurePipeline:
         )
 
 
-def compute(pipeline: ExposurePipeline, event: VisitReady, watch: Stopwatch) -> Differenced:
+def compute(pipeline: ExposurePipeline, event: VisitReady, watch: Stopwatch) -> Computed:
     """Compute the pixels (step 3a), once, whatever happens to the history afterwards."""
-    return pipeline.difference(event, watch)
+    return pipeline.prepare(event, pipeline.difference(event, watch), watch)
 
 
 def store(
-    pipeline: ExposurePipeline, order: WorkOrder, differenced: Differenced, watch: Stopwatch
+    pipeline: ExposurePipeline, order: WorkOrder, computed: Computed, watch: Stopwatch
 ) -> tuple[Alerts, OutboxFile]:
     """Associate and store: steps 3b and 4.
 
@@ -357,9 +408,9 @@ def store(
     """
     for _ in range(_MAX_ASSOCIATIONS):
         with watch.stage("history"):
-            history, cell_versions = pipeline.read_history(order.event, differenced)
-        alerts = pipeline.associate(order.event, differenced, history, watch)
-        summary = pipeline.summary(order.event, differenced, alerts, watch)
+            history, cell_versions = pipeline.read_history(computed)
+        alerts = pipeline.associate(order.event, computed, history, watch)
+        summary = pipeline.summary(order.event, computed.differenced, alerts, watch)
         try:
             with watch.stage("store"):
                 outbox = pipeline.store_alerts(order, alerts, cell_versions, summary)

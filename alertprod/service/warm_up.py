@@ -6,7 +6,7 @@ from alertprod._typing import FloatArray
 from alertprod.alerts.avro import encode_alert
 from alertprod.alerts.cutouts import CutoutConfig
 from alertprod.alerts.packet import PacketInfo
-from alertprod.association.associate import AssociationConfig
+from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
 from alertprod.association.history import History
 from alertprod.geometry.wcs import SkyWcs
@@ -17,7 +17,7 @@ from alertprod.psf.analytic import GaussianPsf
 from alertprod.resample.merge import merge_tiles
 from alertprod.resample.warp import warp_exposure
 from alertprod.service.differencing import difference_exposures
-from alertprod.service.packaging import package_alerts
+from alertprod.service.packaging import package_alerts, prepare_sources
 from alertprod.tasks.image_difference import ImageDifferenceTask
 
 _SIDE = 320
@@ -61,14 +61,15 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
         wcs=science.wcs,
         shape=science.shape,
     )
+    association = AssociationConfig()
     packaged = package_alerts(
-        differenced,
+        prepare_sources(differenced, facts, association=association, cutouts=CutoutConfig()),
         History.empty(),
+        differenced,
         facts=facts,
         info=PacketInfo(),
         forced_id_factory=task.makeIdFactory(1, 44),
-        association=AssociationConfig(),
-        cutouts=CutoutConfig(),
+        association=association,
     )
     # Forced photometry is for objects seen twice; here it is only compiled.
     differenced.photometer(x=np.array([20.0]), y=np.array([20.0]))

@@ -7,7 +7,6 @@ reads again and associates again, and no object is made twice.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from alertprod._typing import IntArray
-from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
-from alertprod.association.history import History
+from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS, KNOWN_OBJECT_COLUMNS
 from alertprod.geometry.sphere import SphericalPolygon
 from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS, Catalog, Column
 from alertprod.store.database import Database
@@ -24,9 +22,6 @@ from alertprod.store.ledger import Claimed, Ledger
 from alertprod.store.outbox import OutboxFile
 from alertprod.store.sky import compute_cells, compute_cells_of_region
 from alertprod.store.tables import DIA_FORCED_SOURCE, DIA_OBJECT, DIA_SOURCE, SKY_CELL
-
-HISTORY_WINDOW_DAYS = 360.0
-"""Twelve months of thirty days: the reference's read of its database."""
 
 REGION_PADDING_ARCSEC = 5.0
 """Five association radii: an object just off the detector can own a source just on it."""
@@ -49,14 +44,6 @@ class CellsMoved(Exception):
         return f"the history of {len(self.cells)} sky cells changed since it was read"
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryRead:
-    """A history and the versions of the cells it was read from: hand both to `Apdb.store_exposure`."""
-
-    history: History
-    cell_versions: CellVersions
-
-
 class Apdb:
     """The tables of DiaObjects, DiaSources and DiaForcedSources.
 
@@ -76,40 +63,21 @@ class Apdb:
         self._database = database
         self._ledger = ledger
 
-    def read_history(
-        self,
-        region: SphericalPolygon,
-        *,
-        mjd_tai: float,
-        window_days: float = HISTORY_WINDOW_DAYS,
-        padding_arcsec: float = REGION_PADDING_ARCSEC,
-    ) -> HistoryRead:
-        """Read the objects about a region, and their sources and forced sources since `window_days` before `mjd_tai`.
+    def read_objects(
+        self, region: SphericalPolygon, *, padding_arcsec: float = REGION_PADDING_ARCSEC
+    ) -> tuple[Catalog, CellVersions]:
+        """Read the objects about a region without their light curves: what association needs of them all.
 
         Parameters
         ----------
         region
             The footprint of the exposure (`alertprod.store.sky.compute_footprint`).
-        mjd_tai
-            Middle of the exposure.
 
         Returns
         -------
-        HistoryRead
-            All objects of every cell within `padding_arcsec` of the region: more than lie on it. Objects in the order
-            of their ids, the rest by object, time and id. Rows later than `mjd_tai` are there too.
-        """
-        with self._database.read() as connection:
-            objects, versions = _read_objects(
-                connection, compute_cells_of_region(region, padding_arcsec=padding_arcsec)
-            )
-            sources, forced = _read_light_curves(connection, objects["dia_object_id"], mjd_tai - window_days)
-        return HistoryRead(History(objects=objects, sources=sources, forced=forced), versions)
-
-    def read_objects(
-        self, region: SphericalPolygon, *, padding_arcsec: float = REGION_PADDING_ARCSEC
-    ) -> tuple[Catalog, CellVersions]:
-        """Read the objects about a region without their light curves: what matching needs.
+        tuple
+            `KNOWN_OBJECT_COLUMNS` of all objects of every cell within `padding_arcsec` of the region, in the order of
+            their ids: more than lie on it. And the versions of these cells: hand them to `store_exposure`.
 
         Notes
         -----
@@ -119,12 +87,20 @@ class Apdb:
         with self._database.read() as connection:
             return _read_objects(connection, compute_cells_of_region(region, padding_arcsec=padding_arcsec))
 
-    def read_light_curves(
-        self, dia_object_ids: IntArray, *, mjd_tai: float, window_days: float = HISTORY_WINDOW_DAYS
-    ) -> tuple[Catalog, Catalog]:
-        """Read the sources and forced sources of objects since `window_days` before `mjd_tai`."""
+    def read_light_curves(self, dia_object_ids: IntArray, *, since_mjd_tai: float) -> tuple[Catalog, Catalog]:
+        """Read the sources and forced sources of objects since an epoch, by object, time and id.
+
+        Notes
+        -----
+        However late they are: an exposure that is processed late is not the last word on its objects.
+        """
         with self._database.read() as connection:
-            return _read_light_curves(connection, dia_object_ids, mjd_tai - window_days)
+            return (
+                _read_of_objects(connection, DIA_SOURCE, STORED_DIA_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai),
+                _read_of_objects(
+                    connection, DIA_FORCED_SOURCE, DIA_FORCED_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai
+                ),
+            )
 
     def store_exposure(
         self,
@@ -153,7 +129,7 @@ class Apdb:
         forced
             New DiaForcedSources.
         cell_versions
-            As `read_history` gave them.
+            As `read_objects` gave them.
         outbox
             The file of the packets; written before.
         summary
@@ -263,23 +239,14 @@ class Apdb:
 def _read_objects(connection: sa.Connection, cells: IntArray) -> tuple[Catalog, CellVersions]:
     versions = dict.fromkeys(cells.tolist(), 0)
     rows: list[Sequence[Any]] = []
-    columns = [DIA_OBJECT.c[column.name] for column in DIA_OBJECT_COLUMNS]
+    columns = [DIA_OBJECT.c[column.name] for column in KNOWN_OBJECT_COLUMNS]
     for chunk in _chunks(cells.tolist()):
         found = connection.execute(sa.select(SKY_CELL.c.cell, SKY_CELL.c.version).where(SKY_CELL.c.cell.in_(chunk)))
         versions.update((cell, version) for cell, version in found)
     for chunk in _chunks(cells.tolist()):
         rows.extend(connection.execute(sa.select(*columns).where(DIA_OBJECT.c.cell.in_(chunk))).fetchall())
-    objects = _to_catalog(DIA_OBJECT_COLUMNS, rows)
+    objects = _to_catalog(KNOWN_OBJECT_COLUMNS, rows)
     return objects.select(np.argsort(objects["dia_object_id"], kind="stable")), versions
-
-
-def _read_light_curves(
-    connection: sa.Connection, dia_object_ids: IntArray, since_mjd_tai: float
-) -> tuple[Catalog, Catalog]:
-    return (
-        _read_of_objects(connection, DIA_SOURCE, STORED_DIA_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai),
-        _read_of_objects(connection, DIA_FORCED_SOURCE, DIA_FORCED_SOURCE_COLUMNS, dia_object_ids, since_mjd_tai),
-    )
 
 
 def _read_of_objects(

@@ -18,6 +18,10 @@ _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """63-bit ids; SQLite keeps a table in the order of its key only where that is called INTEGER."""
 
 
+_ADDED_FLAGS = frozenset({"trail_flag"})
+"""Flags younger than the table: the rows that were there needed a value, and SQLite does not take a default back."""
+
+
 def _sql_columns(columns: Iterable[Column], *, primary_key: str) -> list[sa.Column[object]]:
     return [_sql_column(column, is_key=column.name == primary_key) for column in columns]
 
@@ -29,7 +33,8 @@ def _sql_column(column: Column, *, is_key: bool) -> "sa.Column[object]":
     if dtype.kind == "f":
         return sa.Column(column.name, sa.REAL() if dtype.itemsize == 4 else sa.Double())
     if dtype.kind == "b":
-        return sa.Column(column.name, sa.Boolean(), nullable=False)
+        default = sa.false() if column.name in _ADDED_FLAGS else None
+        return sa.Column(column.name, sa.Boolean(), nullable=False, server_default=default)
     if dtype.kind == "i":
         return sa.Column(column.name, sa.BigInteger() if dtype.itemsize == 8 else sa.Integer(), nullable=False)
     return sa.Column(column.name, sa.Text())

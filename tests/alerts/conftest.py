@@ -65,20 +65,36 @@ def make_sources(wcs):
 
 @pytest.fixture
 def make_history(make_sources):
-    """One object seen on `n_visits` nights before, where the first source of `make_sources([50], [60])` is."""
+    """One object seen on `n_visits` nights, where the first source of `make_sources([50], [60])` is.
 
-    def make(n_visits):
+    All of them before the visit, but for the last `later` ones.
+    """
+
+    def make(n_visits, later=0):
         if n_visits == 0:
             return History.empty()
         objects, sources = History.empty().objects, []
         for night in range(n_visits):
-            past = make_sources([50.0], [60.0], first_id=100 + night, mjd=VISIT_MJD - n_visits + night, visit=night)
+            past = make_sources(
+                [50.0],
+                [60.0],
+                first_id=100 + night,
+                mjd=VISIT_MJD - n_visits + later + night + (night >= n_visits - later),
+                visit=night,
+            )
             past["dia_object_id"] = 100
             sources.append(past)
         merged = Catalog.concatenate(sources)
         objects = Catalog.from_rows(
             objects.columns,
-            [{"dia_object_id": 100, "ra_deg": merged["ra_deg"][0], "dec_deg": merged["dec_deg"][0]}],
+            [
+                {
+                    "dia_object_id": 100,
+                    "ra_deg": merged["ra_deg"][0],
+                    "dec_deg": merged["dec_deg"][0],
+                    "repeated_mjd_tai": VISIT_MJD - 2 if n_visits > 1 else None,
+                }
+            ],
         )
         forced = Catalog(DIA_FORCED_SOURCE_COLUMNS, n_visits)
         forced["dia_forced_source_id"] = 500 + np.arange(n_visits)
@@ -95,13 +111,13 @@ def make_history(make_sources):
 
 @pytest.fixture
 def make_association(wcs, make_sources, make_history):
-    def make(n_visits=3, *, sources=None):
+    def make(n_visits=3, *, later=0, sources=None, solar_system=None):
         def measure(*, x, y):
             return ForcedFluxes(*(np.full(len(x), value) for value in (990.0, 40.0, 1490.0, 50.0)))
 
         return associate(
             make_sources([50.0, 150.0], [60.0, 90.0]) if sources is None else sources,
-            make_history(n_visits),
+            make_history(n_visits, later),
             ExposureFacts(
                 visit=7,
                 detector=3,
@@ -113,6 +129,7 @@ def make_association(wcs, make_sources, make_history):
             ),
             measure_forced=measure,
             forced_id_factory=iter(range(9001, 9999)).__next__,
+            solar_system=solar_system,
         )
 
     return make

@@ -4,6 +4,9 @@ import pytest
 from alertprod.alerts.avro import decode_alert, encode_alert
 from alertprod.alerts.cutouts import CutoutTriplet
 from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key, make_packets
+from alertprod.association.solar_system import Ephemerides, match_solar_system
+from alertprod.association.solar_system_columns import ORBIT_COLUMNS, PREDICTION_COLUMNS
+from alertprod.measurement.catalog import Catalog
 
 INFO = PacketInfo(observation_reason="survey", target_name="", program_version="0.1.0", config_hash="abc")
 
@@ -61,16 +64,42 @@ def test_a_required_number_that_is_missing_is_refused(make_association, make_sou
         next(make_packets(association, no_cutouts(association), INFO))
 
 
-def test_solar_system_source_has_neither_object_nor_history(make_association, make_sources, no_cutouts):
+def test_solar_system_source_has_its_prediction_and_orbit_and_neither_object_nor_history(
+    make_association, make_sources, no_cutouts
+):
     sources = make_sources([50.0], [60.0])
-    sources["ss_object_id"] = 23133931615303
-    association = make_association(n_visits=3, sources=sources)
+    table = Catalog(PREDICTION_COLUMNS, 1)
+    table["designation"] = "2011 UN63"
+    table["ra_deg"], table["dec_deg"] = sources["ra_deg"] + 1e-4, sources["dec_deg"]
+    table["ra_rate_deg_d"], table["dec_rate_deg_d"], table["mjd_tai"] = 0.2, -0.1, 61000.25
+    orbits = Catalog([column for column in ORBIT_COLUMNS if column.name in ("u_param", "a")], 1)
+    orbits["u_param"], orbits["a"] = 0, 2.5
+    sources, matches = match_solar_system(sources, Ephemerides(table, orbits))
+    association = make_association(n_visits=3, sources=sources, solar_system=matches)
     (packet,) = make_packets(association, no_cutouts(association), INFO)
     for field in ("diaObject", "prvDiaSources", "prvDiaForcedSources"):
         assert packet[field] is None
     assert packet["diaSource"]["diaObjectId"] is None
-    assert alert_key(packet) == b"23133931615303"
+    identity = int.from_bytes(b"K11U63N", "big")
+    assert alert_key(packet) == b"%d" % identity
+    assert packet["ssSource"]["ssObjectId"] == packet["diaSource"]["ssObjectId"] == identity
+    assert packet["ssSource"]["diaSourceId"] == packet["diaSourceId"]
+    assert packet["ssSource"]["ephOffsetRa"] == pytest.approx(-1e-4 * 3600 * np.cos(np.radians(30)), rel=1e-3)
+    assert packet["ssSource"]["topoRange"] is None
+    orbit = packet["mpc_orbits"]
+    assert orbit["packed_primary_provisional_designation"] == "K11U63N"
+    assert (orbit["id"], orbit["designation"], orbit["u_param"], orbit["a"]) == (0, "2011 UN63", 0, 2.5)
+    assert orbit["e"] is orbit["created_at"] is None
     assert decode_alert(encode_alert(packet)) == packet
+
+
+def test_a_source_of_one_object_with_a_known_future_is_described_as_it_was_then(make_association, no_cutouts):
+    association = make_association(n_visits=3, later=2)
+    known, _ = make_packets(association, no_cutouts(association), INFO)
+    assert [row["diaSourceId"] for row in known["prvDiaSources"]] == [100]
+    assert known["diaObject"]["nDiaSources"] == 2
+    assert known["diaObject"]["lastDiaSourceMjdTai"] == known["diaSource"]["midpointMjdTai"]
+    assert [row["visit"] for row in known["prvDiaForcedSources"]] == [0, 7]
 
 
 def test_packets_survive_the_wire(make_association):

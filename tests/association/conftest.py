@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from alertprod.association.associate import associate
-from alertprod.association.columns import DIA_OBJECT_COLUMNS
+from alertprod.association.columns import KNOWN_OBJECT_COLUMNS
 from alertprod.association.forced import ExposureFacts, ForcedFluxes
 from alertprod.association.history import History
 from alertprod.geometry.wcs import SkyWcs
@@ -37,9 +37,11 @@ def make_history(make_sources):
     """Objects at offsets in arcsec, each with sources `nights` before; ids from 100 on."""
 
     def make(east, north, *, nights=(2, 1), **columns):
-        objects = Catalog(DIA_OBJECT_COLUMNS, len(east))
+        objects = Catalog(KNOWN_OBJECT_COLUMNS, len(east))
         objects["dia_object_id"] = 100 + np.arange(len(east))
         objects["ra_deg"], objects["dec_deg"] = np.array(east) * ARCSEC % 360.0, np.array(north) * ARCSEC
+        if len(nights) > 1:
+            objects["repeated_mjd_tai"] = VISIT_MJD - sorted(nights)[1]
         sources = [
             make_sources(
                 east,

@@ -3,10 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alertprod.association.associate import AssociationConfig
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS
+from alertprod.association.config import AssociationConfig
 from alertprod.association.history import History
 from alertprod.measurement.catalog import Catalog
+
+VISIT_MJD = 61000.25
 
 
 def test_known_objects_keep_their_id_and_new_ones_take_their_sources(make_sources, make_history, run):
@@ -38,23 +40,6 @@ def test_second_detection_starts_the_forced_history(make_sources, make_history, 
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "reason"),
-    [
-        ("centroid_flag", True, "centroid_failed"),
-        ("pixel_flags_cr_center", True, "cosmic_ray"),
-        ("science_flux", -121.0, "negative_science_flux"),  # its error is 60
-        ("trail_length_arcsec", 12.6, "long_trail"),  # 10 degrees a day for 30 s are 12.5 arcsec
-        ("ra_deg", np.nan, "no_position"),
-    ],
-)
-def test_artefacts_are_dropped_even_on_known_objects(make_sources, make_history, run, column, value, reason):
-    result = run(make_sources([0.0], [0.0], **{column: value}), make_history([0.0], [0.0]))
-    assert result.sources.n_rows == 0
-    assert result.objects.n_rows == 0
-    assert result.dropped == {reason: 1}
-
-
-@pytest.mark.parametrize(
     ("column", "value"),
     [
         ("pixel_flags_saturated_center", True),
@@ -73,14 +58,11 @@ def test_doubtful_sources_join_objects_but_found_none(make_sources, make_history
     assert result.dropped == {"unfit_for_new_object": 1}
 
 
-def test_dropped_sources_are_counted_once(make_sources, run):
-    sources = make_sources([0.0], [0.0], centroid_flag=True, pixel_flags_cr_center=True)
-    assert run(sources, History.empty()).dropped == {"centroid_failed": 1}
-
-
-def test_faint_limits_follow_the_configuration(make_sources, run):
-    sources = make_sources([0.0], [0.0], science_flux=-121.0)
-    assert run(sources, History.empty(), config=AssociationConfig(min_science_snr=-5.0)).n_new == 1
+def test_what_makes_no_object_follows_the_configuration(make_sources, run):
+    sources = make_sources([0.0], [0.0], is_dipole=True)
+    assert run(sources, History.empty()).n_new == 1
+    config = AssociationConfig(new_object_flags=("is_dipole",))
+    assert run(sources, History.empty(), config=config).dropped == {"unfit_for_new_object": 1}
 
 
 def test_solar_system_sources_take_no_object(make_sources, make_history, run):
@@ -96,7 +78,16 @@ def test_rows_that_this_exposure_wrote_before_are_ignored(make_sources, make_his
     again = make_sources([0.0], [0.0], dia_object_id=100)
     forced = Catalog.from_rows(
         DIA_FORCED_SOURCE_COLUMNS,
-        [{"dia_object_id": 100, "visit": visit, "detector": 3, "dia_forced_source_id": visit} for visit in (6, 7)],
+        [
+            {
+                "dia_object_id": 100,
+                "visit": visit,
+                "detector": 3,
+                "dia_forced_source_id": visit,
+                "midpoint_mjd_tai": VISIT_MJD - 7 + visit,
+            }
+            for visit in (6, 7)
+        ],
     )
     repeated = History(history.objects, Catalog.concatenate([history.sources, again]), forced)
     result = run(sources, repeated)

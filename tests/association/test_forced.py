@@ -6,8 +6,9 @@ from alertprod.association.forced import (
     ForcedConfig,
     ForcedFluxes,
     PsfPhotometer,
+    is_followed,
+    is_good,
     measure_forced_sources,
-    select_objects,
 )
 from alertprod.images.exposure import Exposure
 from alertprod.images.masked_image import MaskedImage
@@ -60,11 +61,17 @@ def test_object_without_a_usable_pixel_has_no_row(objects, facts):
         ("is_dipole", True, False),
     ],
 )
-def test_only_good_sources_make_an_object_worth_following(make_sources, objects, column, value, counts):
-    sources = make_sources([0, 0, 0], [0, 0, 0], dia_object_id=[10, 10, 20])
-    assert select_objects(objects, sources, ForcedConfig()).tolist() == [False, True, False]
+def test_artefacts_and_movers_are_no_good_sources(make_sources, column, value, counts):
+    sources = make_sources([0, 0], [0, 0])
+    assert is_good(sources, ForcedConfig()).tolist() == [True, True]
     sources[column][0] = value
-    assert select_objects(objects, sources, ForcedConfig()).tolist() == [False, counts, False]
+    assert is_good(sources, ForcedConfig()).tolist() == [counts, True]
+
+
+def test_objects_are_followed_as_long_as_two_good_sources_are_within_the_history(objects):
+    objects["repeated_mjd_tai"] = [61000.0, np.nan, 60900.0]
+    assert is_followed(objects, since_mjd_tai=60950.0).tolist() == [True, False, False]
+    assert is_followed(objects, since_mjd_tai=60900.0).tolist() == [True, False, True]
 
 
 def test_photometer_measures_both_images_in_njy():

@@ -294,13 +294,13 @@ def test_a_lost_claim_leaves_nothing_in_the_database(bench, night):
 def test_a_claim_lost_while_computing_is_noticed_when_storing(bench, night, monkeypatch):
     event = bench.event(night)
     order = bench.order(event, lease_s=0.0)
-    read_history = bench.pipeline._apdb.read_history
+    read_objects = bench.pipeline._apdb.read_objects
 
     def somebody_takes_over(*args, **kwargs):
         bench.order(event)
-        return read_history(*args, **kwargs)
+        return read_objects(*args, **kwargs)
 
-    monkeypatch.setattr(bench.pipeline._apdb, "read_history", somebody_takes_over)
+    monkeypatch.setattr(bench.pipeline._apdb, "read_objects", somebody_takes_over)
     with pytest.raises(ClaimLost):
         bench.pipeline.process(order)
     assert set(bench.count_rows().values()) == {0}
@@ -322,19 +322,19 @@ def test_a_moved_history_is_associated_again_and_the_pixels_are_kept(bench, nigh
     # While the second visit is associated, another worker stores the first one.
     colleague = WorkerPipeline(bench.config)()
     colleagues_order = bench.order(bench.event(night, 0))
-    read_history, reads = bench.pipeline._apdb.read_history, []
+    read_objects, reads = bench.pipeline._apdb.read_objects, []
 
     def read_and_let_the_other_store(*args, **kwargs):
-        read = read_history(*args, **kwargs)
-        reads.append(read.history.objects.n_rows)
+        objects, versions = read_objects(*args, **kwargs)
+        reads.append(objects.n_rows)
         if len(reads) == 1:
             colleague.process(colleagues_order)
-        return read
+        return objects, versions
 
     task = bench.pipeline._instruments[NIGHT.instrument].task
     run, runs = task.run, []
     monkeypatch.setattr(task, "run", lambda **inputs: runs.append(1) or run(**inputs))
-    monkeypatch.setattr(bench.pipeline._apdb, "read_history", read_and_let_the_other_store)
+    monkeypatch.setattr(bench.pipeline._apdb, "read_objects", read_and_let_the_other_store)
     result = bench.process(bench.event(night, 1))
     assert result.outcome == "stored"
     assert len(runs) == 1
@@ -348,19 +348,17 @@ def test_a_moved_history_is_associated_again_and_the_pixels_are_kept(bench, nigh
 
 
 def test_a_history_that_never_rests_is_tried_later(bench, night, monkeypatch):
-    read_history, reads = bench.pipeline._apdb.read_history, []
+    read_objects, reads = bench.pipeline._apdb.read_objects, []
 
     def read_and_move(*args, **kwargs):
-        read = read_history(*args, **kwargs)
+        objects, versions = read_objects(*args, **kwargs)
         reads.append(1)
         with bench.database.write() as connection:
             connection.execute(sa.delete(SKY_CELL))
-            connection.execute(
-                sa.insert(SKY_CELL), [{"cell": cell, "version": 1000 + len(reads)} for cell in read.cell_versions]
-            )
-        return read
+            connection.execute(sa.insert(SKY_CELL), [{"cell": cell, "version": 1000 + len(reads)} for cell in versions])
+        return objects, versions
 
-    monkeypatch.setattr(bench.pipeline._apdb, "read_history", read_and_move)
+    monkeypatch.setattr(bench.pipeline._apdb, "read_objects", read_and_move)
     event = bench.event(night)
     with pytest.raises(StoreUnavailable, match="moved 20 times"):
         bench.process(event)
