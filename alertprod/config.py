@@ -200,11 +200,43 @@ class InstrumentConfig(_Section):
 class AssociationConfig(_Section):
     """``[association]``: DiaSources to DiaObjects."""
 
-    radius_arcsec: float = Field(1.0, gt=0)
+    radius_arcsec: float = Field(1.0, gt=0, le=60)
     """Rubin's: several sigma of the faintest centroids, well below the distance of neighbours."""
+
+    systematic_err_arcsec: float = Field(0.05, gt=0)
+    """Error of two exposures against each other, per axis, beside what centroids say: Rubin's floor. Cameras with coarse pixels need more."""
 
     history_days: float = Field(360.0, gt=0)
     """Rubin's twelve months of thirty days: what a packet carries of an object's past."""
+
+    excluded_flags: tuple[str, ...] | None = None
+    """DiaSources with one of these flags (columns of the DiaSource table) are neither stored nor sent; None: a failed centroid,
+    a cosmic ray or a template of high variance in the middle. Say [] to keep all."""
+
+    new_object_flags: tuple[str, ...] | None = None
+    """DiaSources with one of these make no new DiaObject; None: those of `alertprod.association.config`."""
+
+    min_science_snr: float = -2.0
+    """A forced flux on the science image below this many sigma is an artefact of the subtraction."""
+
+    max_trail_deg_per_day: float = Field(10.0, gt=0)
+    """Rubin's: a longer trail is a satellite's."""
+
+    min_new_object_reliability: float = Field(0.1, ge=0, le=1)
+    """DiaSources scored below make no new DiaObject; without a scorer it means nothing."""
+
+
+class SolarSystemConfig(_Section):
+    """``[solar_system]``: known bodies by their predicted positions."""
+
+    ephemeris_uri: PathText | None = None
+    """Table of predicted positions (ECSV, FITS or Parquet) for events that name none; None: such events know no bodies."""
+
+    radius_arcsec: float = Field(1.0, gt=0, le=60)
+    """Rubin's: good predictions are off by a tenth of it."""
+
+    max_propagation_s: float = Field(3600.0, ge=0)
+    """Predictions farther from mid-exposure are not used: the Earth's rotation bends the path of a body at 1 au by 0.3 arcsec in an hour."""
 
 
 class AlertsConfig(_Section):
@@ -292,35 +324,6 @@ class LimitsConfig(_Section):
 
     drain_s: float = Field(40.0, ge=0)
     """After SIGTERM: time for what is in flight; with what follows (close, leave the group) below a grace period of 60 s."""
-
-    excluded_flags: tuple[str, ...] | None = None
-    """DiaSources with one of these flags (columns of the DiaSource table) are neither stored nor sent; None: a failed centroid,
-    a cosmic ray or a template of high variance in the middle. Say [] to keep all."""
-
-    new_object_flags: tuple[str, ...] | None = None
-    """DiaSources with one of these make no new DiaObject; None: those of `alertprod.association.config`."""
-
-    min_science_snr: float = -2.0
-    """A forced flux on the science image below this many sigma is an artefact of the subtraction."""
-
-    max_trail_deg_per_day: float = Field(10.0, gt=0)
-    """Rubin's: a longer trail is a satellite's."""
-
-    min_new_object_reliability: float = Field(0.1, ge=0, le=1)
-    """DiaSources scored below make no new DiaObject; without a scorer it means nothing."""
-
-
-class SolarSystemConfig(_Section):
-    """``[solar_system]``: known bodies by their predicted positions."""
-
-    ephemeris_uri: PathText | None = None
-    """Table of predicted positions (ECSV, FITS or Parquet) for events that name none; None: such events know no bodies."""
-
-    radius_arcsec: float = Field(1.0, gt=0, le=60)
-    """Rubin's: good predictions are off by a tenth of it."""
-
-    max_propagation_s: float = Field(3600.0, ge=0)
-    """Predictions farther from mid-exposure are not used: the Earth's rotation bends the path of a body at 1 au by 0.3 arcsec in an hour."""
 
 
 class HttpConfig(_Section):
