@@ -73,3 +73,67 @@ def test_an_exposure_without_a_psf_is_refused():
     difference.psf = None
     with pytest.raises(TaskError, match="no psf"):
         SourceDetectionTask().run(difference)
+
+
+def test_each_sign_is_given_beside_what_is_joined():
+    lobes = ((38.0, 32.0, 400.0), (44.0, 32.0, -400.0))
+    found = SourceDetectionTask().run(make_difference(lobes))
+    assert (len(found.sources), len(found.positive), len(found.negative)) == (1, 1, 1)
+    assert (found.numPos, found.numNeg) == (1, 1)
+    assert found.negative.is_negative.all()
+
+
+def test_footprints_grow_before_they_are_joined():
+    lobes = ((28.0, 32.0, 300.0), (48.0, 32.0, -300.0))
+    assert len(SourceDetectionTask().run(make_difference(lobes)).sources) == 2
+    assert len(SourceDetectionTask().run(make_difference(lobes), growFootprint=4).sources) == 1
+    assert len(SourceDetectionTask().run(make_difference(lobes), doMerge=False, growFootprint=4).sources) == 2
+
+
+def test_factor_multiplies_the_threshold():
+    difference = make_difference(((40.0, 32.0, 300.0),))
+    significance = 300.0 * np.sqrt((PSF.compute_kernel_image(x=40, y=32) ** 2).sum())
+    for factor, n in ((0.97 * significance / 5.0, 1), (1.03 * significance / 5.0, 0)):
+        found = SourceDetectionTask().run(difference, factor=factor)
+        assert (len(found.sources), found.factor) == (n, factor)
+
+
+@pytest.mark.parametrize("kind", ["pixel_stdev", "stdev", "variance", "value"])
+def test_threshold_is_in_the_units_that_are_configured(kind):
+    difference = make_difference()
+    noise = np.random.default_rng(1).normal(size=difference.shape).astype(np.float32)
+    difference.masked_image.image += noise
+    config = SourceDetectionConfig()
+    config.thresholdType = kind
+    assert len(SourceDetectionTask(config).run(difference).sources) == 2
+    # A value of 5 in the image's unit is far more than the noise of 0.2 that smoothing leaves.
+    config.thresholdValue = 3.0 if kind == "value" else 20.0
+    assert len(SourceDetectionTask(config).run(difference).sources) == 2
+    config.thresholdValue = 100.0
+    assert len(SourceDetectionTask(config).run(difference).sources) == 0
+
+
+def test_background_is_taken_off_where_asked_for():
+    difference = make_difference(((20.0, 20.0, 300.0), (60.0, 40.0, 300.0)))
+    sources = difference.image.copy()
+    difference.masked_image.image += np.float32(0.5)
+    untouched = difference.copy()
+    assert SourceDetectionTask().run(untouched).background is None
+    np.testing.assert_array_equal(untouched.image, sources + np.float32(0.5))
+    config = SourceDetectionConfig()
+    config.reEstimateBackground = True
+    found = SourceDetectionTask(config).run(difference)
+    # Pixels outside the footprints hold what is left of the sources' wings.
+    np.testing.assert_allclose(difference.image, sources, atol=0.1)
+    assert found.background.level.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_names_and_defaults_are_the_reference_s():
+    config = SourceDetectionConfig()
+    assert (config.thresholdValue, config.thresholdType, config.thresholdPolarity) == (5.0, "pixel_stdev", "both")
+    assert (config.minPixels, config.nSigmaToGrow, config.includeThresholdMultiplier) == (1, 2.4, 1.0)
+    assert (config.doTempLocalBackground, config.tempLocalBackgroundBinSize, config.reEstimateBackground) == (
+        True,
+        64,
+        False,
+    )
