@@ -21,6 +21,9 @@ RA, DEC = 150.0, -31.2
 LEAST_LIGHT = 0.003
 """Stars are drawn out to where a pixel gets this share of its noise."""
 
+SKY_WAVELENGTHS = (700.0, 1500.0)
+"""Of what a sky subtraction leaves, pixels: it follows the sky on smaller scales."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Field:
@@ -199,14 +202,23 @@ def _draw(image, optics: Optics, x: float, y: float, flux: float, sigma: float, 
 
 
 def _make_sky_residual(scene: Scene):
-    """Return a smooth sky that was not taken off the science image: second order, of zero mean, counts."""
+    """Return a smooth sky that was not taken off the science image: a curved plane and long waves, no polynomial of low order.
+
+    Of zero mean, counts.
+    """
     rng = np.random.default_rng([scene.seed, scene.size, 4])
-    v, u = np.mgrid[-1 : 1 : 1j * scene.size, -1 : 1 : 1j * scene.size]
-    terms = np.stack([u, v, u * u, u * v, v * v])
-    sky = np.tensordot(rng.normal(size=5), terms, axes=1)
-    sky -= sky.mean()
-    parameters = scene.parameters
-    return sky * (parameters.sky_residual * np.sqrt(compute_sky_variance(parameters)) / max(float(sky.std()), 1e-9))
+    parameters, size = scene.parameters, scene.size
+    steps = np.linspace(-1.0, 1.0, size)
+    u, v = steps[None, :], steps[:, None]
+    plane = sum(a * term for a, term in zip(rng.normal(size=5), (u, v, u * u, u * v, v * v), strict=True))
+    waves = np.zeros((size, size))
+    for _ in range(4):
+        length, angle, phase = rng.uniform(*SKY_WAVELENGTHS), rng.uniform(0.0, np.pi), rng.uniform(0.0, 2.0 * np.pi)
+        k = np.pi * size / length
+        waves += np.cos(k * (u * np.cos(angle) + v * np.sin(angle)) + phase)
+    sky = (plane - plane.mean()) / plane.std() + (waves - waves.mean()) / waves.std()
+    sigma = np.sqrt(compute_sky_variance(parameters))
+    return sky * (parameters.sky_residual * sigma / max(float(sky.std()), 1e-9))
 
 
 def _expose(light, residual, parameters, rng, *, depth: float, is_science: bool):

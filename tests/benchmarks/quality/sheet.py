@@ -14,6 +14,7 @@ from benchmarks.quality.pool import Measure
 from benchmarks.quality.render import Field
 from benchmarks.quality.score import Row
 from benchmarks.quality.targets import Verdict
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from rich.table import Table
@@ -81,7 +82,14 @@ def scale_pulls(image):
 
 
 def _shade(values):
-    return np.clip(np.nan_to_num(values, nan=0.0), 0.0, 1.0).astype(np.float32)
+    # NaN stays: it is shown in a colour of its own.
+    return np.clip(values, 0.0, 1.0).astype(np.float32)
+
+
+def _make_greys():
+    greys = colormaps["gray"].copy()
+    greys.set_bad("#35507a")
+    return greys
 
 
 def cut_panel(image, row: Row):
@@ -204,7 +212,7 @@ def _show(picture: Picture) -> str:
     buffer = io.BytesIO()
     gap = np.ones((2 * HALF + 1, 2), dtype=np.float32)
     strip = np.hstack([part for panel in picture.panels for part in (panel, gap)][:-1])
-    imsave(buffer, strip, cmap="gray", vmin=0.0, vmax=1.0, origin="lower", format="png")
+    imsave(buffer, strip, cmap=_make_greys(), vmin=0.0, vmax=1.0, origin="lower", format="png")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(title)}">'
@@ -231,7 +239,7 @@ def save_contact_sheets(pictures: Sequence[Picture], folder: Path, *, rows_per_s
                 title, facts = describe(picture)
                 for j, panel in enumerate(picture.panels):
                     axis = axes[row, 4 * offset + j]
-                    axis.imshow(panel, cmap="gray", vmin=0.0, vmax=1.0, origin="lower", interpolation="nearest")
+                    axis.imshow(panel, cmap=_make_greys(), vmin=0.0, vmax=1.0, origin="lower", interpolation="nearest")
                 axes[row, 4 * offset].set_title(f"{title} (seed {picture.seed})\n{facts[:110]}", fontsize=7, loc="left")
             name = f"{regime}_{method}_{what.replace(' ', '_')}_{first // rows_per_sheet + 1}.png"
             figure.savefig(folder / name)

@@ -5,8 +5,8 @@ Notes
 Of two images with PSFs P and Q and white noises of variance V and W, the best combination measures a change of flux F
 with the significance ``F^2 int |P|^2 |Q|^2 / (V |Q|^2 + W |P|^2)`` (squared), whatever is convolved with what; and its
 position with the information ``F^2 int (2 pi f)^2 ...`` of the same integrand (Zackay, Ofek & Gal-Yam 2016; the
-Cramér-Rao bound). The noises are those at the place of the change, weighted with the squared PSF, so light of a host and
-of the change itself count.
+Cramér-Rao bound). Light of a host and of the change itself count: the information of the science image alone is summed over
+its pixels, ``sum(P^2 / V)`` and ``sum((dP/dx)^2 / V)``, and the integrals say what share of it the template's noise leaves.
 """
 
 from dataclasses import dataclass
@@ -61,11 +61,12 @@ def compute_truth(field: Field) -> Truth:
         )
         u, v = to_field(changes.x[i], changes.y[i], shape)
         ut, vt = to_field(x_template[i], y_template[i], field.template_variance.shape)
-        science_noise = _weigh(field.science_variance, parameters.science, changes.x[i], changes.y[i], u, v)
+        alone, science_noise = _sum_over_pixels(field, changes.x[i], changes.y[i], u=u, v=v)
         template_noise = _weigh(field.template_variance, parameters.template, x_template[i], y_template[i], ut, vt)
-        one, fx, fy = compute_information(
-            field, u=u, v=v, ut=ut, vt=vt, science_noise=science_noise, template_noise=template_noise
-        )
+        places = {"u": u, "v": v, "ut": ut, "vt": vt, "science_noise": science_noise}
+        with_template = compute_information(field, **places, template_noise=template_noise)
+        without = compute_information(field, **places, template_noise=0.0)
+        one, fx, fy = alone * with_template / without
         flux = abs(changes.flux[i]) or changes.flux_science[i]
         truth.noise[i] = 1.0 / np.sqrt(one)
         truth.snr[i] = flux * np.sqrt(one)
@@ -84,11 +85,30 @@ def compute_information(field: Field, *, u, v, ut, vt, science_noise: float, tem
     q2 = np.abs(parameters.template.compute_transfer(turned[0], turned[1], u=ut, v=vt)) ** 2
     q2 = q2.reshape(fx.shape)
     integrand = p2 * q2 / np.maximum(science_noise * q2 + template_noise * p2, 1e-300)
-    return (
-        float(integrand.mean()),
-        float((integrand * (2 * np.pi * fx) ** 2).mean()),
-        float((integrand * (2 * np.pi * fy) ** 2).mean()),
+    return np.array([(integrand * weight).mean() for weight in (1.0, (2 * np.pi * fx) ** 2, (2 * np.pi * fy) ** 2)])
+
+
+def _sum_over_pixels(field: Field, x: float, y: float, *, u: float, v: float):
+    """Return the science image's information on flux, x and y of a source of unit flux, and its mean noise variance."""
+    half, step = 20, 0.05
+    column, row = round(float(x)), round(float(y))
+    rows, columns = (
+        slice(max(at - half, 0), min(at + half + 1, length))
+        for at, length in zip((row, column), field.science_variance.shape, strict=True)
     )
+    left, bottom = column - _SIDE // 2, row - _SIDE // 2
+    inside = (slice(rows.start - bottom, rows.stop - bottom), slice(columns.start - left, columns.stop - left))
+
+    def draw(dx: float, dy: float):
+        stamp = draw_stamp(field.scene.parameters.science, u=u, v=v, dx=x - column + dx, dy=y - row + dy, n=_SIDE)
+        return stamp[inside]
+
+    variance = field.science_variance[rows, columns].astype(float)
+    star = draw(0.0, 0.0)
+    along_x = (draw(step, 0.0) - draw(-step, 0.0)) / (2 * step)
+    along_y = (draw(0.0, step) - draw(0.0, -step)) / (2 * step)
+    information = np.array([(image**2 / variance).sum() for image in (star, along_x, along_y)])
+    return information, float((star**2 * variance).sum() / (star**2).sum())
 
 
 def _weigh(variance, optics, x, y, u, v) -> float:
