@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _star_loops
 from alertprod.detection.background import estimate_background
-from alertprod.detection.detect import compute_significance
+from alertprod.detection.matched_filter import compute_significance
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import FWHM_PER_SIGMA

@@ -6,7 +6,7 @@ import numpy as np
 from lsst.pex.config import Config, Field, FieldValidationError, ListField, RangeField
 
 from alertprod.detection.background import estimate_background
-from alertprod.detection.detect import compute_significance, make_filter_kernel
+from alertprod.detection.matched_filter import compute_significance, make_filter_kernel
 from alertprod.errors import BadSubtraction
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import MASK_PLANES, plane_bits

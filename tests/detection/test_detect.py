@@ -4,14 +4,8 @@ from scipy import ndimage, stats
 from scipy.signal import correlate
 
 from alertprod.detection import _loops
-from alertprod.detection.detect import (
-    DetectionConfig,
-    _disk_half_widths,
-    _separate,
-    compute_significance,
-    detect,
-    make_filter_kernel,
-)
+from alertprod.detection.detect import DetectionConfig, _disk_half_widths, detect
+from alertprod.detection.matched_filter import _separate, compute_significance, make_filter_kernel
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf

@@ -3,7 +3,8 @@ import pytest
 from scipy import ndimage
 
 from alertprod.detection import _loops
-from alertprod.detection.detect import DetectionConfig, detect, detect_signs, make_filter_kernel
+from alertprod.detection.detect import DetectionConfig, detect, detect_signs
+from alertprod.detection.matched_filter import make_filter_kernel
 from alertprod.detection.thresholds import keep_islands, keep_peaks
 
 STARS = [(30.0, 30.0, 300.0), (90.0, 40.0, -300.0), (60.0, 90.0, 150.0)]

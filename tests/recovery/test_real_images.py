@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alertprod.detection.detect import compute_significance, make_filter_kernel
+from alertprod.detection.matched_filter import compute_significance, make_filter_kernel
 from alertprod.factory import create_task
 from alertprod.images.fits_io import load_exposure
 from alertprod.images.mask import plane_bits

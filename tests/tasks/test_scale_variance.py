@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from alertprod.detection.detect import compute_significance, make_filter_kernel
+from alertprod.detection.matched_filter import compute_significance, make_filter_kernel
 from alertprod.errors import BadSubtraction
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
