@@ -1,10 +1,11 @@
 """Filter a science image with its own PSF before it is matched: the difference is then a score, not an image.
 
 The filter is a correlation with the PSF, that is a convolution with the PSF turned by 180 degrees: the two differ where
-the PSF is not symmetric.
+the PSF is not symmetric. A difference that was made without may be filtered afterwards; but for the noise of a second
+fit that is the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import ConvolvedPsf
-from alertprod.subtraction._filters import MENDED_EXTENT
+from alertprod.subtraction._filters import MENDED_EXTENT, convolve_each
 from alertprod.subtraction.alard_lupton import convolve_masked_image
 from alertprod.subtraction.config import AlardLuptonConfig, MatchConfig
 from alertprod.subtraction.convolve import grow_mask
@@ -39,6 +40,25 @@ class Preconvolved:
     masked_image: MaskedImage
     kernel: FloatArray
     psf: PointSpreadFunction
+
+
+@dataclass(frozen=True, slots=True)
+class PreconvolvedDifference:
+    """A difference as if its science image had been filtered before it was matched.
+
+    Attributes
+    ----------
+    masked_image
+        The filtered difference, before any decorrelation.
+    matching_kernel
+        From the template to the filtered science image.
+    kernel
+        What the science image was convolved with, as in `Preconvolved`.
+    """
+
+    masked_image: MaskedImage
+    matching_kernel: SpatialKernel
+    kernel: FloatArray
 
 
 def preconvolve(
@@ -89,3 +109,33 @@ def preconvolve(
     filtered.mask &= np.int32(~mended)
     filtered.mask |= grow_mask(masked_image.mask & np.int32(mended), constant.compute_extent(MENDED_EXTENT))
     return Preconvolved(filtered, kernel, ConvolvedPsf(psf, constant, size=psf.size + kernel.shape[0] - 1))
+
+
+def preconvolve_difference(
+    difference: MaskedImage,
+    matching_kernel: SpatialKernel,
+    psf: PointSpreadFunction,
+    *,
+    gaussian: bool = False,
+    config: MatchConfig | None = None,
+) -> PreconvolvedDifference:
+    """Correlate a difference of which the template was convolved with the science image's PSF.
+
+    Parameters
+    ----------
+    difference
+        As `match_images` left it, not yet decorrelated; not modified.
+    matching_kernel
+        The kernel that the template was convolved with.
+    psf, gaussian, config
+        As for `preconvolve`, and the errors too.
+
+    Notes
+    -----
+    ``p * (science - kappa * template) = p * science - (p * kappa) * template``: the score that a match of the filtered
+    science image aims at, with the kernel of the unfiltered match. Stars are sharper there, their noise is white, and
+    the kernel is better for both.
+    """
+    filtered = preconvolve(difference, psf, gaussian=gaussian, config=config)
+    terms = convolve_each(matching_kernel.terms, filtered.kernel[None])
+    return PreconvolvedDifference(filtered.masked_image, replace(matching_kernel, terms=terms), filtered.kernel)

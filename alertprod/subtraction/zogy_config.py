@@ -38,8 +38,9 @@ class ZogyConfig:
     """Pixels with one of these, or not finite, are replaced from their neighbours before a convolution. Saturated cores
     stay: too low, but nearer the truth than a hole."""
 
-    score_mask_planes: tuple[str, ...] = ("NO_DATA", "BAD", "SAT", "CR", "EDGE")
-    """Pixels of the difference with one of these have no weight in the score."""
+    score_mask_planes: tuple[str, ...] = ("NO_DATA", "BAD", "SAT", "SAT_TEMPLATE", "CR", "EDGE")
+    """Pixels of the difference with one of these have no weight in the score: what is left of a star that was saturated
+    in either image is no point source."""
 
     min_score_coverage: float = 0.5
     """Share of the filter's power that must lie on pixels with weight for a score; 0.5 is a source on the edge."""

@@ -9,7 +9,9 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import PointSpreadFunction
-from alertprod.subtraction.preconvolve import preconvolve
+from alertprod.subtraction.convolve import convolve_image
+from alertprod.subtraction.preconvolve import preconvolve, preconvolve_difference
+from alertprod.subtraction.spatial import SpatialKernel
 
 SHAPE = (120, 140)
 
@@ -106,3 +108,21 @@ def test_bad_pixels_are_replaced_before_and_flagged_as_far_as_they_matter(rng):
 def test_a_psf_that_is_none_is_named(rng, scale):
     with pytest.raises(UnusableExposure, match="science exposure: psf"):
         preconvolve(make_image(rng), CometPsf(scale))
+
+
+def test_filtering_a_difference_is_filtering_the_science_image_before(rng):
+    """With a kernel that varies over the image, too."""
+    science, template = make_image(rng), make_image(rng)
+    box = science.box
+    narrow, wide = (GaussianPsf.from_sigma(sigma, size=11).compute_kernel_image(x=0, y=0) for sigma in (1.0, 1.8))
+    kappa = SpatialKernel(np.array([narrow, wide - narrow, 0 * wide]), 1, box)
+    difference = MaskedImage(science.image - convolve_image(template.image, kappa), science.mask, science.variance)
+    psf = CometPsf()
+    made = preconvolve_difference(difference, kappa, psf)
+    before = preconvolve(science, psf)
+    wanted = before.masked_image.image - convolve_image(template.image, made.matching_kernel)
+    # Beyond the borders the two are mirrored at different places.
+    inner = np.s_[16:-16, 16:-16]
+    np.testing.assert_allclose(made.masked_image.image[inner], wanted[inner], atol=1e-5)
+    np.testing.assert_array_equal(made.kernel, before.kernel)
+    assert made.matching_kernel.kernel_sum(x=0, y=0) == pytest.approx(kappa.kernel_sum(x=0, y=0))

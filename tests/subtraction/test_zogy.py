@@ -304,12 +304,13 @@ def test_bad_pixels_do_not_leak_and_cost_the_score_little(rng, make_image):
     assert np.abs(significance(made.score)[found]).max() < 5.5
 
 
-def test_a_saturated_star_does_not_show_in_the_score(rng, make_image):
+@pytest.mark.parametrize("levels", [(5000.0, 8000.0), (1e9, 8000.0), (5000.0, 1e9)])
+def test_a_saturated_star_does_not_show_in_the_score(rng, make_image, levels):
     psfs = {"science_psf": GaussianPsf.from_sigma(2.0), "template_psf": GaussianPsf.from_sigma(1.7)}
     stars = [(110.3, 99.6, 1e6)]
     science, template = (observe(make_image, rng, psf, stars, gain=1.0) for psf in psfs.values())
-    for image, level in ((science, 5000.0), (template, 8000.0)):
-        image.mask[image.image > level] |= plane_bits("SAT")
+    for image, level, plane in ((science, levels[0], "SAT"), (template, levels[1], "SAT_TEMPLATE")):
+        image.mask[image.image > level] |= plane_bits(plane)
         image.image[image.image > level] = level
     made = subtract_zogy(science, template, **psfs)
     found = np.isfinite(made.score.image)
