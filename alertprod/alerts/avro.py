@@ -41,6 +41,11 @@ def encode_alert(packet: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def frame_alert(parts: Iterable[bytes]) -> bytes:
+    """Return the message of an alert whose fields are encoded already."""
+    return b"".join((_FRAME.pack(0, ALERT_SCHEMA_ID), *parts))
+
+
 def decode_alert(message: bytes) -> dict[str, Any]:
     """Decode a message of `encode_alert`.
 

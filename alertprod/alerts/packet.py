@@ -1,18 +1,27 @@
-"""Alert packets: one dictionary a source, its fields named and ordered as the schema has them.
+"""Alert packets: an exposure's alerts as messages, each with its key, its headers and its bytes.
 
-Our tables mark what is missing with NaN and ids that do not apply with 0; a packet says null for
-both. A required number that is missing is a bug and raises.
+Our tables mark what is missing with NaN and ids that do not apply with 0; a packet says null for both. A required
+number that is missing is a bug and raises. The bytes are put together from encoded rows: no dictionary of a packet is
+made on the way, `make_packets` decodes them for those who want one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from alertprod._typing import IntArray
+from alertprod.alerts.avro import decode_alert, frame_alert
 from alertprod.alerts.cutouts import CutoutTriplet
-from alertprod.alerts.registry import ALERT_SCHEMA_VERSION, record_fields
+from alertprod.alerts.encoding import (
+    encode_array,
+    encode_bytes,
+    encode_long,
+    encode_optional,
+    encode_rows,
+)
+from alertprod.alerts.registry import ALERT_SCHEMA_VERSION
 from alertprod.alerts.wire_names import (
     DIA_FORCED_SOURCE_WIRE_NAMES,
     DIA_OBJECT_WIRE_NAMES,
@@ -21,7 +30,6 @@ from alertprod.alerts.wire_names import (
     SS_SOURCE_WIRE_NAMES,
 )
 from alertprod.association.associate import Association
-from alertprod.association.solar_system import SolarSystemMatches
 from alertprod.measurement.catalog import Catalog
 
 
@@ -37,15 +45,31 @@ class PacketInfo:
     """Nobody measured the zero point: fluxes are in nJy by name only."""
 
 
-def make_packets(
-    association: Association, cutouts: Sequence[CutoutTriplet], info: PacketInfo
-) -> Iterator[dict[str, Any]]:
-    """Yield the packet of each source of an association, in its order.
+class AlertMessage(NamedTuple):
+    """One alert as it goes on its topic."""
+
+    key: bytes
+    """The object's id as ASCII decimal, so that one object's alerts stay in order; of a Solar System body its own."""
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    """What a consumer may want to know before it decodes the value: see `make_headers`."""
+
+
+def make_messages(
+    association: Association,
+    cutouts: Sequence[CutoutTriplet],
+    info: PacketInfo,
+    *,
+    producer_timestamp_ms: int | None = None,
+) -> Iterator[AlertMessage]:
+    """Yield the alert of each source of an association, in its order.
 
     Parameters
     ----------
     cutouts
         One triplet a source, in the order of ``association.sources``.
+    producer_timestamp_ms
+        For the headers: milliseconds since 1970 UTC, where known.
 
     Raises
     ------
@@ -60,11 +84,9 @@ def make_packets(
     and history.
     """
     sources, history = association.sources, association.history
-    objects = {
-        row["diaObjectId"]: row for row in wire_rows(association.packet_objects, DIA_OBJECT_WIRE_NAMES, "diaObject")
-    }
-    bodies = _describe_bodies(association.solar_system)
-    ids = list(objects)
+    known = association.packet_objects
+    ids = known["dia_object_id"]
+    objects = _by_id(ids, encode_rows(known, DIA_OBJECT_WIRE_NAMES, "diaObject").split())
     earlier = _group_by_object(history.sources, ids, "dia_source_id", DIA_SOURCE_WIRE_NAMES, "diaSource")
     forced = _group_by_object(
         Catalog.concatenate([history.forced, association.forced]),
@@ -73,120 +95,90 @@ def make_packets(
         DIA_FORCED_SOURCE_WIRE_NAMES,
         "diaForcedSource",
     )
-    rows = wire_rows(sources, DIA_SOURCE_WIRE_NAMES, "diaSource")
-    for row, triplet in zip(rows, cutouts, strict=True):
-        object_id = row["diaObjectId"]
-        ss_source, orbit = (None, None) if row["ssObjectId"] is None else bodies[row["diaSourceId"]]
-        yield {
-            "diaSourceId": row["diaSourceId"],
-            "observation_reason": info.observation_reason or None,
-            "target_name": info.target_name or None,
-            "diaSource": row,
-            "prvDiaSources": earlier.get(object_id) or None,
-            "prvDiaForcedSources": None if object_id is None else forced.get(object_id, []),
-            "diaObject": None if object_id is None else objects[object_id],
-            "ssSource": ss_source,
-            "mpc_orbits": orbit,
-            "cutoutDifference": triplet.difference,
-            "cutoutScience": triplet.science,
-            "cutoutTemplate": triplet.template,
-        }
+    matches = association.solar_system
+    body_ids = matches.ss_sources["dia_source_id"]
+    bodies = _by_id(body_ids, encode_rows(matches.ss_sources, SS_SOURCE_WIRE_NAMES, "ssSource").split())
+    orbits = _by_id(body_ids, encode_rows(matches.orbits, ORBIT_WIRE_NAMES, "mpc_orbits").split())
+    texts = [
+        encode_optional(encode_bytes(text.encode()) if text else None)
+        for text in (info.observation_reason, info.target_name)
+    ]
+    facts = zip(
+        *(sources[name].tolist() for name in ("dia_source_id", "dia_object_id", "ss_object_id")),
+        encode_rows(sources, DIA_SOURCE_WIRE_NAMES, "diaSource").split(),
+        make_headers(sources, info, producer_timestamp_ms=producer_timestamp_ms),
+        cutouts,
+        strict=True,
+    )
+    empty = encode_array(())
+    for source_id, object_id, body_id, source, headers, triplet in facts:
+        value = (
+            encode_long(source_id),
+            *texts,
+            source,
+            encode_optional(earlier.get(object_id) if object_id else None),
+            encode_optional(forced.get(object_id, empty) if object_id else None),
+            encode_optional(objects[object_id] if object_id else None),
+            encode_optional(bodies[source_id] if body_id else None),
+            encode_optional(orbits[source_id] if body_id else None),
+            *(encode_optional(None if cutout is None else encode_bytes(cutout)) for cutout in triplet),
+        )
+        yield AlertMessage(str(object_id or body_id).encode("ascii"), frame_alert(value), headers)
 
 
-def alert_key(packet: Mapping[str, Any]) -> bytes:
-    """Return the message's key: the object's id as ASCII decimal, so that one object's alerts stay in order."""
-    source = packet["diaSource"]
-    identity = source["diaObjectId"] if source["diaObjectId"] is not None else source["ssObjectId"]
-    return str(identity).encode("ascii")
+def make_packets(
+    association: Association, cutouts: Sequence[CutoutTriplet], info: PacketInfo
+) -> Iterator[dict[str, Any]]:
+    """Yield what a reader of `make_messages` sees: one dictionary an alert, named and ordered as the schema has it."""
+    for message in make_messages(association, cutouts, info):
+        yield decode_alert(message.value)
 
 
-def alert_headers(
-    packet: Mapping[str, Any], info: PacketInfo, *, producer_timestamp_ms: int | None = None
-) -> list[tuple[str, bytes]]:
-    """Return the message's headers: what a consumer may want to know before it decodes the body.
-
-    Parameters
-    ----------
-    producer_timestamp_ms
-        Milliseconds since 1970 UTC, where known.
+def make_headers(
+    sources: Catalog, info: PacketInfo, *, producer_timestamp_ms: int | None = None
+) -> list[tuple[tuple[str, bytes], ...]]:
+    """Return the headers of each source's message.
 
     Notes
     -----
     Text throughout; floats with all their digits. ``zero_point`` is ``nominal`` where nobody measured it.
     """
-    source = packet["diaSource"]
-    facts = {
-        "schema_version": ALERT_SCHEMA_VERSION,
-        "diaSourceId": source["diaSourceId"],
-        "visit": source["visit"],
-        "detector": source["detector"],
-        "band": source["band"] or "",
-        "midpointMjdTai": repr(source["midpointMjdTai"]),
-        "program_version": info.program_version,
-        "config_hash": info.config_hash,
-        "zero_point": "nominal" if info.is_nominal else "measured",
-    }
-    if producer_timestamp_ms is not None:
-        facts["producer_timestamp"] = producer_timestamp_ms
-    return [(name, str(value).encode()) for name, value in facts.items()]
-
-
-def wire_rows(catalog: Catalog, names: Mapping[str, str], record: str) -> list[dict[str, Any]]:
-    """Return a table's rows as records of the packet.
-
-    Parameters
-    ----------
-    names
-        Our column to the record's field; columns that are not in it are left out.
-    record
-        Name of the record in the schema; its fields that no column fills are null.
-
-    Raises
-    ------
-    ValueError
-        Raised if a required number is not finite.
-    """
-    column_of = {wire_name: name for name, wire_name in names.items()}
-    fields = record_fields(record)
-    values = [
-        _wire_values(catalog, column_of[field], nullable=nullable) if field in column_of else repeat(None)
-        for field, nullable in fields.items()
+    first = (("schema_version", ALERT_SCHEMA_VERSION.encode()),)
+    last = [
+        ("program_version", info.program_version.encode()),
+        ("config_hash", info.config_hash.encode()),
+        ("zero_point", b"nominal" if info.is_nominal else b"measured"),
     ]
-    return [dict(zip(fields, row, strict=True)) for _, *row in zip(range(catalog.n_rows), *values, strict=False)]
+    if producer_timestamp_ms is not None:
+        last.append(("producer_timestamp", str(producer_timestamp_ms).encode()))
+    names = ("dia_source_id", "visit", "detector", "band", "midpoint_mjd_tai")
+    return [
+        (
+            *first,
+            ("diaSourceId", str(source_id).encode()),
+            ("visit", str(visit).encode()),
+            ("detector", str(detector).encode()),
+            ("band", (band or "").encode()),
+            ("midpointMjdTai", repr(midpoint).encode()),
+            *last,
+        )
+        for source_id, visit, detector, band, midpoint in zip(*(sources[name].tolist() for name in names), strict=True)
+    ]
 
 
-def _wire_values(catalog: Catalog, name: str, *, nullable: bool) -> list[Any]:
-    column = catalog[name]
-    if column.dtype.kind == "f":
-        missing = ~np.isfinite(column)
-        if missing.any() and not nullable:
-            msg = f"{name} is required in an alert, but is not finite in {int(missing.sum())} rows"
-            raise ValueError(msg)
-    elif column.dtype.kind == "i" and nullable:
-        missing = column == 0
-    else:
-        return column.tolist()
-    if not missing.any():
-        return column.tolist()
-    values = column.astype(object)
-    values[missing] = None
-    return values.tolist()
-
-
-def _describe_bodies(matches: SolarSystemMatches) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
-    """Return the records (ssSource, mpc_orbits) of each source that is a known body, by its id."""
-    ss_sources = wire_rows(matches.ss_sources, SS_SOURCE_WIRE_NAMES, "ssSource")
-    orbits = wire_rows(matches.orbits, ORBIT_WIRE_NAMES, "mpc_orbits")
-    return {row["diaSourceId"]: (row, orbit) for row, orbit in zip(ss_sources, orbits, strict=True)}
+def _by_id(ids: IntArray, rows: list[bytes]) -> dict[int, bytes]:
+    return dict(zip(ids.tolist(), rows, strict=True))
 
 
 def _group_by_object(
-    catalog: Catalog, object_ids: Sequence[int], id_name: str, names: Mapping[str, str], record: str
-) -> dict[int, list[dict[str, Any]]]:
-    """Return the records of each of the objects, oldest first."""
+    catalog: Catalog, object_ids: IntArray, id_name: str, names: Mapping[str, str], record: str
+) -> dict[int, bytes]:
+    """Return the records of each of the objects as an array of them, oldest first; objects without any are left out."""
     catalog = catalog.select(np.isin(catalog["dia_object_id"], object_ids))
-    catalog = catalog.select(np.lexsort((catalog[id_name], catalog["midpoint_mjd_tai"])))
-    groups: dict[int, list[dict[str, Any]]] = {}
-    for row in wire_rows(catalog, names, record):
-        groups.setdefault(row["diaObjectId"], []).append(row)
-    return groups
+    owners = catalog["dia_object_id"]
+    catalog = catalog.select(np.lexsort((catalog[id_name], catalog["midpoint_mjd_tai"], owners)))
+    rows = encode_rows(catalog, names, record).split()
+    groups: dict[int, list[bytes]] = {}
+    for owner, row in zip(catalog["dia_object_id"].tolist(), rows, strict=True):
+        groups.setdefault(owner, []).append(row)
+    return {owner: encode_array(group) for owner, group in groups.items()}

@@ -6,7 +6,7 @@ The id is ``100 * major + minor`` of the version in the records' names, as Rubin
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastavro.schema import fingerprint, load_schema_ordered, to_parsing_canonical_form
 
@@ -64,13 +64,42 @@ def list_schemas() -> list[SchemaFacts]:
 
 
 @functools.cache
-def record_fields(record: str) -> Mapping[str, bool]:
-    """Return the fields of a record of the alert in their order, and whether each may be null."""
+def load_record_schema(record: str) -> Mapping[str, Any]:
+    """Return the parsed schema of one of the alert's records."""
     for schema in _walk_records(load_alert_schema()):
         if schema["name"] == f"{_NAMESPACE}.{record}":
-            return {field["name"]: isinstance(field["type"], list) for field in schema["fields"]}
+            return schema
     msg = f"the alert has no record {record}"
     raise KeyError(msg)
+
+
+class FieldType(NamedTuple):
+    """What a field of a record holds."""
+
+    avro_type: str
+    """A primitive type's name, or record or array."""
+    nullable: bool
+
+
+@functools.cache
+def record_types(record: str) -> Mapping[str, FieldType]:
+    """Return the fields of a record of the alert in their order, and what each holds."""
+    return {field["name"]: _field_type(field["type"]) for field in load_record_schema(record)["fields"]}
+
+
+@functools.cache
+def record_fields(record: str) -> Mapping[str, bool]:
+    """Return the fields of a record of the alert in their order, and whether each may be null."""
+    return {name: kind.nullable for name, kind in record_types(record).items()}
+
+
+def _field_type(declared: Any) -> FieldType:
+    nullable = isinstance(declared, list)
+    if nullable:
+        (declared,) = (branch for branch in declared if branch != "null")
+    while isinstance(declared, dict):
+        declared = declared["type"]
+    return FieldType("record" if "." in declared else declared, nullable)
 
 
 def _walk_records(schema: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from alertprod.alerts.cutouts import CutoutConfig, CutoutTriplet, make_cutouts
-from alertprod.alerts.packet import PacketInfo, make_packets
+from alertprod.alerts.packet import AlertMessage, PacketInfo, make_messages, make_packets
 from alertprod.association.associate import Association, associate
 from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
@@ -59,6 +59,10 @@ class Packaged:
     info: PacketInfo
     counts: dict[str, int]
     """By kind, for the visit summary."""
+
+    def messages(self, *, producer_timestamp_ms: int | None = None) -> Iterator[AlertMessage]:
+        """Yield the alerts as they go on their topic, in the order of ``association.sources``."""
+        return make_messages(self.association, self.cutouts, self.info, producer_timestamp_ms=producer_timestamp_ms)
 
     def packets(self) -> Iterator[dict[str, Any]]:
         """Yield the packets, in the order of ``association.sources``."""

@@ -11,9 +11,8 @@ from typing import Any
 import structlog
 
 from alertprod import __version__
-from alertprod.alerts.avro import encode_alert
 from alertprod.alerts.cutouts import CutoutConfig
-from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key
+from alertprod.alerts.packet import PacketInfo
 from alertprod.association.associate import Association, find_known
 from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
@@ -39,6 +38,7 @@ from alertprod.service.work import CacheUse, WorkOrder, WorkResult, summary_fact
 from alertprod.store.apdb import Apdb, CellsMoved
 from alertprod.store.ephemerides import EphemeridesStore, EphemeridesUnavailable
 from alertprod.store.images import ImageStore
+from alertprod.store.ledger import ClaimLost
 from alertprod.store.outbox import OutboxFile, OutboxMessage, outbox_uri, write_outbox
 from alertprod.store.sky import compute_footprint
 from alertprod.store.template_cache import TemplateCache
@@ -257,14 +257,7 @@ class ExposurePipeline:
             )
         with watch.stage("packets"):
             produced_ms = round(self._clock.unix_s() * 1000)
-            messages = [
-                OutboxMessage(
-                    key=alert_key(packet),
-                    value=encode_alert(packet),
-                    headers=tuple(alert_headers(packet, packaged.info, producer_timestamp_ms=produced_ms)),
-                )
-                for packet in packaged.packets()
-            ]
+            messages = [OutboxMessage(*message) for message in packaged.messages(producer_timestamp_ms=produced_ms)]
         return Alerts(association=packaged.association, messages=messages, counts=packaged.counts)
 
     def store_alerts(
@@ -272,15 +265,19 @@ class ExposurePipeline:
     ) -> OutboxFile:
         """Write the outbox file, then everything else in one transaction."""
         outbox = write_outbox(outbox_uri(self._config.store.outbox_uri, order.claim), alerts.messages)
-        self._apdb.store_exposure(
-            order.claim,
-            sources=alerts.association.sources,
-            objects=alerts.association.objects,
-            forced=alerts.association.forced,
-            cell_versions=cell_versions,
-            outbox=outbox,
-            summary=summary,
-        )
+        try:
+            self._apdb.store_exposure(
+                order.claim,
+                sources=alerts.association.sources,
+                objects=alerts.association.objects,
+                forced=alerts.association.forced,
+                cell_versions=cell_versions,
+                outbox=outbox,
+                summary=summary,
+            )
+        except ClaimLost:
+            self._apdb.discard_outbox(outbox)
+            raise
         return outbox
 
     def read_history(self, computed: Computed) -> tuple[History, Mapping[int, int]]:

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from dictionary_packets import make_dictionaries
 
 from alertprod.alerts.avro import decode_alert, encode_alert
 from alertprod.alerts.cutouts import CutoutTriplet
-from alertprod.alerts.packet import PacketInfo, alert_headers, alert_key, make_packets
+from alertprod.alerts.packet import PacketInfo, make_messages, make_packets
 from alertprod.association.solar_system import Ephemerides, match_solar_system
 from alertprod.association.solar_system_columns import ORBIT_COLUMNS, PREDICTION_COLUMNS
 from alertprod.measurement.catalog import Catalog
@@ -76,12 +77,13 @@ def test_solar_system_source_has_its_prediction_and_orbit_and_neither_object_nor
     orbits["u_param"], orbits["a"] = 0, 2.5
     sources, matches = match_solar_system(sources, Ephemerides(table, orbits))
     association = make_association(n_visits=3, sources=sources, solar_system=matches)
-    (packet,) = make_packets(association, no_cutouts(association), INFO)
+    (message,) = make_messages(association, no_cutouts(association), INFO)
+    packet = decode_alert(message.value)
     for field in ("diaObject", "prvDiaSources", "prvDiaForcedSources"):
         assert packet[field] is None
     assert packet["diaSource"]["diaObjectId"] is None
     identity = int.from_bytes(b"K11U63N", "big")
-    assert alert_key(packet) == b"%d" % identity
+    assert message.key == b"%d" % identity
     assert packet["ssSource"]["ssObjectId"] == packet["diaSource"]["ssObjectId"] == identity
     assert packet["ssSource"]["diaSourceId"] == packet["diaSourceId"]
     assert packet["ssSource"]["ephOffsetRa"] == pytest.approx(-1e-4 * 3600 * np.cos(np.radians(30)), rel=1e-3)
@@ -102,13 +104,17 @@ def test_a_source_of_one_object_with_a_known_future_is_described_as_it_was_then(
     assert [row["visit"] for row in known["prvDiaForcedSources"]] == [0, 7]
 
 
-def test_packets_survive_the_wire(make_association):
+def test_bytes_are_those_of_a_general_encoder_of_dictionaries(make_association):
     association = make_association(n_visits=3)
-    triplets = [CutoutTriplet(b"difference", None, b"template"), CutoutTriplet(None, b"science", None)]
+    triplets = [CutoutTriplet(b"difference", None, b"template"), CutoutTriplet(None, b"science" * 50, None)]
+    messages = list(make_messages(association, triplets, INFO))
+    assert [message.value for message in messages] == [
+        encode_alert(packet) for packet in make_dictionaries(association, triplets, INFO)
+    ]
     packets = list(make_packets(association, triplets, INFO))
     assert [decode_alert(encode_alert(packet)) for packet in packets] == packets
     assert packets[0]["cutoutDifference"] == b"difference"
-    assert packets[1]["cutoutScience"] == b"science"
+    assert packets[1]["cutoutScience"] == b"science" * 50
 
 
 def test_one_triplet_a_source_is_required(make_association):
@@ -118,10 +124,9 @@ def test_one_triplet_a_source_is_required(make_association):
 
 def test_key_is_the_objects_id_and_headers_tell_the_rest(make_association, no_cutouts):
     association = make_association()
-    packet = next(make_packets(association, no_cutouts(association), INFO))
-    assert alert_key(packet) == b"100"
-    headers = dict(alert_headers(packet, INFO))
-    assert headers == {
+    message = next(make_messages(association, no_cutouts(association), INFO))
+    assert message.key == b"100"
+    assert dict(message.headers) == {
         "schema_version": b"11.1",
         "diaSourceId": b"1001",
         "visit": b"7",
@@ -136,7 +141,8 @@ def test_key_is_the_objects_id_and_headers_tell_the_rest(make_association, no_cu
 
 def test_headers_name_a_nominal_zero_point_and_the_producers_time(make_association, no_cutouts):
     association = make_association()
-    packet = next(make_packets(association, no_cutouts(association), INFO))
-    headers = dict(alert_headers(packet, PacketInfo(is_nominal=True), producer_timestamp_ms=1_800_000_000_123))
+    info = PacketInfo(is_nominal=True)
+    message = next(make_messages(association, no_cutouts(association), info, producer_timestamp_ms=1_800_000_000_123))
+    headers = dict(message.headers)
     assert headers["zero_point"] == b"nominal"
     assert headers["producer_timestamp"] == b"1800000000123"
