@@ -328,11 +328,18 @@ def compute_mean_variance(plane: FloatArray, ignored: BoolArray) -> float:
 
 
 def clipped_mean(values: FloatArray) -> float:
-    """Return the mean, clipped three times at 3 sigma; NaN where there are no values."""
+    """Return the mean, clipped three times at three robust sigmas about the median; NaN where there are no values.
+
+    Notes
+    -----
+    Stars that nobody has marked raise mean and standard deviation alike: clipping about those leaves them in.
+    """
     values = values.astype(float)
     for _ in range(3):
         if values.size > 1:
-            values = values[np.abs(values - values.mean()) <= 3.0 * values.std() + 1e-6 * abs(values.mean())]
+            middle = float(np.median(values))
+            deviation = np.abs(values - middle)
+            values = values[deviation <= 3.0 * 1.4826 * float(np.median(deviation)) + 1e-6 * abs(middle)]
     return float(values.mean()) if values.size else float("nan")
 
 

@@ -182,6 +182,10 @@ class ImageDifferenceConfig(Config):
             if broken:
                 raise FieldValidationError(type(self)._fields[field], self, why)
 
+    def _direction(self) -> str:
+        mode: str | None = self.subtract["al"].mode
+        return mode or ("convolveTemplate" if self.convolveTemplate else "convolveScience")
+
     def _rules(self) -> list[tuple[str, bool, str]]:
         """Return (field, whether it is wrong, why) in the reference's order."""
         is_zogy = self.subtract.name == "zogy"
@@ -209,8 +213,8 @@ class ImageDifferenceConfig(Config):
             ),
             (
                 "useScoreImageDetection",
-                is_al and score and not self.convolveTemplate,
-                "a score image is matched by convolving the template: convolveTemplate is needed",
+                is_al and score and self._direction() != "convolveTemplate",
+                "a score image needs the template to be convolved: convolveTemplate, and no other subtract.al.mode",
             ),
             (
                 "doWriteSubtractedExp",

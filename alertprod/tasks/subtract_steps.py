@@ -14,7 +14,7 @@ from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.measurement.catalog import Catalog
-from alertprod.subtraction.preconvolve import preconvolve
+from alertprod.subtraction.preconvolve import preconvolve_difference
 from alertprod.tasks.control_sample import split_control_sample
 from alertprod.tasks.match_sources import SourceMatches, match_sources
 from alertprod.tasks.sources import add_sky_positions
@@ -108,7 +108,7 @@ def subtract_alard_lupton(
     )
     difference, score = made.subtractedExposure, None
     if config.useScoreImageDetection:
-        score = _make_score(task, science, made.warpedExposure, kernel_sources)
+        score = _make_score(task, science, made)
     if config.doDecorrelation:
         difference = task.decorrelate.run(
             science,
@@ -224,28 +224,24 @@ def _register(
     return task.register.warpExposure(template, found.wcs, _require_wcs(science), science.box)
 
 
-def _make_score(
-    task: "ImageDifferenceTask", science: Exposure, template: Exposure, kernel_sources: Catalog
-) -> Exposure:
-    """Return the Alard-Lupton likelihood image: the exposure filtered with its PSF, less the template matched to that."""
+def _make_score(task: "ImageDifferenceTask", science: Exposure, made: Struct) -> Exposure:
+    """Return the Alard-Lupton likelihood image: the difference filtered with the exposure's PSF."""
     assert science.psf is not None  # or the exposure was refused
-    filtered = preconvolve(
-        science.masked_image,
+    filtered = preconvolve_difference(
+        made.subtractedExposure.masked_image,
+        made.psfMatchingKernel,
         science.psf,
         gaussian=task.config.useGaussianForPreConvolution,
         config=task.subtract.makeSettings(),  # type: ignore[attr-defined]  # as above
     )
-    preconvolved = replace(science, masked_image=filtered.masked_image, psf=filtered.psf)
-    made = task.subtract.subtractExposures(  # type: ignore[attr-defined]  # as above
-        template, preconvolved, candidateList=kernel_sources, convolveTemplate=True
-    )
+    score = replace(made.subtractedExposure, masked_image=filtered.masked_image)
     if not task.config.doDecorrelation:
-        return made.subtractedExposure
+        return score
     return task.decorrelate.run(
         science,
         made.warpedExposure,
-        made.subtractedExposure,
-        made.psfMatchingKernel,
+        score,
+        filtered.matching_kernel,
         spatiallyVarying=task.config.doSpatiallyVarying,
         preConvKernel=filtered.kernel,
         preConvMode=True,

@@ -129,6 +129,7 @@ RULES = [
     (10, {**ZOGY, "doSelectSources": True}, "doSelectSources"),
     (11, {**ZOGY, "useGaussianForPreConvolution": True}, "useGaussianForPreConvolution"),
     (12, {**SCORE, "convolveTemplate": False}, "useScoreImageDetection"),
+    (12, {**SCORE, "subtract.al.mode": "auto"}, "useScoreImageDetection"),
     (13, {"useScoreImageDetection": True}, "doWriteSubtractedExp"),
     (14, {"doWriteScoreExp": True}, "doWriteScoreExp"),
     (15, {"doAddMetrics": True, "doSubtract": False}, "doAddMetrics"),
@@ -197,7 +198,7 @@ def test_every_field_is_told_about_and_what_is_ours_says_so():
     assert ours == set(fields) - set(DEFAULTS) - set(SUBTASKS) - {"subtract", "refObjLoader"}
 
 
-@pytest.mark.parametrize(("rule", "settings", "culprit"), RULES, ids=[f"rule {rule[0]}" for rule in RULES])
+@pytest.mark.parametrize(("rule", "settings", "culprit"), RULES, ids=[f"rule {rule} {culprit}" for rule, _, culprit in RULES])
 def test_contradictions_are_refused_when_the_task_is_made(rule, settings, culprit):
     config = make_config(settings)
     with pytest.raises(ValueError, match=rf"Field '{culprit}' failed"):
