@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod._typing import BoolArray, IntArray
 from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS
 from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts, MeasureForced, is_followed, measure_forced_sources
@@ -41,7 +41,8 @@ class Association:
     forced
         `DIA_FORCED_SOURCE_COLUMNS`, by increasing object id: this exposure's measurements.
     history
-        The earlier rows of the objects of `sources`: none of this very exposure, none observed later.
+        The earlier rows of the objects of `sources`, as far back as the configuration says: none of this very exposure,
+        none observed later.
     solar_system
         Predictions and orbits of the sources that are known bodies.
     n_matched, n_new, n_solar_system
@@ -117,14 +118,14 @@ def associate(
     with_object = sources.select(sources["dia_object_id"] != 0)
     ids = with_object["dia_object_id"]
     light_curves = _of_objects(Catalog.concatenate([history.sources, with_object]), ids)
-    objects = _summarize(_recent(light_curves, config), history.objects, facts, config)
+    objects = _summarize(light_curves, history.objects, facts, config)
     forced = _measure_followed_objects(objects, history, facts, measure_forced, forced_id_factory, config)
     all_forced = Catalog.concatenate([_of_objects(history.forced, ids), forced])
-    fill_forced_means(objects, _recent(all_forced, config))
+    fill_forced_means(objects, all_forced, window_days=config.history_days)
     past = History(
         objects=history.objects,
-        sources=_no_later(_of_objects(history.sources, ids), facts),
-        forced=_no_later(_of_objects(history.forced, ids), facts),
+        sources=_past(_of_objects(history.sources, ids), facts, config),
+        forced=_past(_of_objects(history.forced, ids), facts, config),
     )
     return Association(
         sources=sources,
@@ -173,24 +174,19 @@ def _of_objects(rows: Catalog, ids: IntArray) -> Catalog:
     return rows.select(np.isin(rows["dia_object_id"], ids))
 
 
-def _no_later(rows: Catalog, facts: ExposureFacts) -> Catalog:
-    return rows.select(rows["midpoint_mjd_tai"] <= facts.midpoint_mjd_tai)
-
-
-def _recent(rows: Catalog, config: AssociationConfig) -> Catalog:
-    """Return the rows within the history before each object's latest one: the same whichever came to be known last."""
-    if not rows.n_rows:
-        return rows
-    _, group = np.unique(rows["dia_object_id"], return_inverse=True)
-    latest = np.full(int(group.max()) + 1, -np.inf)
-    mjd: FloatArray = rows["midpoint_mjd_tai"]
-    np.maximum.at(latest, group, mjd)
-    return rows.select(mjd >= latest[group] - config.history_days)
+def _past(rows: Catalog, facts: ExposureFacts, config: AssociationConfig) -> Catalog:
+    """Return the rows that a packet of this exposure may know of."""
+    days = facts.midpoint_mjd_tai - rows["midpoint_mjd_tai"]
+    return rows.select((days >= 0.0) & (days <= config.history_days))
 
 
 def _summarize(sources: Catalog, previous: Catalog, facts: ExposureFacts, config: AssociationConfig) -> Catalog:
     return summarize_objects(
-        sources, previous, validity_start_mjd_tai=facts.time_processed_mjd_tai, config=config.forced
+        sources,
+        previous,
+        validity_start_mjd_tai=facts.time_processed_mjd_tai,
+        window_days=config.history_days,
+        config=config.forced,
     )
 
 
@@ -225,10 +221,10 @@ def _describe_as_of(
     changed = np.union1d(light_curves["dia_object_id"][later], forced["dia_object_id"][forced_later])
     if not len(changed):
         return objects
-    then = _summarize(_no_later(_of_objects(light_curves, changed), facts), previous, facts, config)
+    then = _summarize(_past(_of_objects(light_curves, changed), facts, config), previous, facts, config)
     # What was seen last so far lies in the future of this exposure.
     then["last_dia_source_mjd_tai"] = facts.midpoint_mjd_tai
-    fill_forced_means(then, _no_later(_of_objects(forced, changed), facts))
+    fill_forced_means(then, _past(_of_objects(forced, changed), facts, config))
     rest = objects.select(~np.isin(objects["dia_object_id"], changed))
     merged = Catalog.concatenate([then, rest])
     return merged.select(np.argsort(merged["dia_object_id"], kind="stable"))

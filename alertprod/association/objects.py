@@ -15,7 +15,12 @@ from alertprod.measurement.catalog import Catalog
 
 
 def summarize_objects(
-    sources: Catalog, previous: Catalog, *, validity_start_mjd_tai: float, config: ForcedConfig | None = None
+    sources: Catalog,
+    previous: Catalog,
+    *,
+    validity_start_mjd_tai: float,
+    window_days: float = np.inf,
+    config: ForcedConfig | None = None,
 ) -> Catalog:
     """Compute a new version of each object that `sources` name.
 
@@ -28,6 +33,8 @@ def summarize_objects(
         loaded history. Rows of other objects are ignored.
     validity_start_mjd_tai
         When the new versions begin to hold, MJD TAI.
+    window_days
+        How far statistics reach back from the latest source of each object; first and last epochs know no window.
     config
         Which sources are good ones.
 
@@ -49,9 +56,11 @@ def summarize_objects(
     objects = Catalog(DIA_OBJECT_COLUMNS, len(ids))
     objects["dia_object_id"] = ids
     objects["validity_start_mjd_tai"] = validity_start_mjd_tai
+    _fill_epochs(objects, sources, group, previous)
+    recent = is_recent(sources, window_days)
+    sources, group = sources.select(recent), group[recent]
     objects["n_dia_sources"] = np.bincount(group, minlength=len(ids))
     _fill_positions(objects, sources, group)
-    _fill_epochs(objects, sources, group, previous)
     _fill_repeats(objects, sources, group, is_good(sources, config or ForcedConfig()))
     bands = sources["band"].astype(str)
     for band in BANDS:
@@ -59,7 +68,21 @@ def summarize_objects(
     return objects
 
 
-def fill_forced_means(objects: Catalog, forced: Catalog) -> None:
+def is_recent(rows: Catalog, window_days: float) -> BoolArray:
+    """Say which rows are within a window before their object's latest one: the same whichever came to be known last.
+
+    Parameters
+    ----------
+    rows
+        Any with `dia_object_id` and `midpoint_mjd_tai`.
+    """
+    ids, group = np.unique(rows["dia_object_id"], return_inverse=True)
+    latest = np.full(len(ids), -np.inf)
+    np.maximum.at(latest, group, rows["midpoint_mjd_tai"])
+    return np.asarray(rows["midpoint_mjd_tai"] >= latest[group] - window_days)
+
+
+def fill_forced_means(objects: Catalog, forced: Catalog, *, window_days: float = np.inf) -> None:
     """Fill in the means of the forced fluxes of each object, band by band.
 
     Parameters
@@ -68,8 +91,10 @@ def fill_forced_means(objects: Catalog, forced: Catalog) -> None:
         `DIA_OBJECT_COLUMNS`, by increasing id.
     forced
         `DIA_FORCED_SOURCE_COLUMNS`, each once; rows of other objects are ignored.
+    window_days
+        How far back from the latest one of each object.
     """
-    forced = forced.select(np.isin(forced["dia_object_id"], objects["dia_object_id"]))
+    forced = forced.select(np.isin(forced["dia_object_id"], objects["dia_object_id"]) & is_recent(forced, window_days))
     order = np.lexsort((forced["dia_forced_source_id"], forced["midpoint_mjd_tai"], forced["dia_object_id"]))
     forced = forced.select(order)
     group = np.searchsorted(objects["dia_object_id"], forced["dia_object_id"])

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alertprod.association.columns import DIA_OBJECT_COLUMNS
-from alertprod.association.objects import summarize_objects
+from alertprod.association.columns import DIA_FORCED_SOURCE_COLUMNS, DIA_OBJECT_COLUMNS
+from alertprod.association.forced import ForcedConfig
+from alertprod.association.objects import fill_forced_means, summarize_objects
 from alertprod.measurement.catalog import Catalog
 
 NONE_BEFORE = Catalog(DIA_OBJECT_COLUMNS, 0)
@@ -127,3 +128,85 @@ def test_not_one_bit_depends_on_the_order_of_rows(random):
     ours, theirs = summarize(sources), summarize(sources.select(np.array(order)))
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def make_forced(rows):
+    """Forced sources of (object id, mjd, band, flux, err)."""
+    forced = Catalog(DIA_FORCED_SOURCE_COLUMNS, len(rows))
+    forced["dia_forced_source_id"] = np.arange(len(rows))
+    names = ("dia_object_id", "midpoint_mjd_tai", "band", "psf_flux", "psf_flux_err")
+    for name, values in zip(names, zip(*rows, strict=True), strict=True):
+        forced[name] = values
+    return forced
+
+
+def test_forced_means_are_those_of_the_objects_own_measurements(make_points):
+    objects = summarize(make_points([(1.0, "r", 1.0, 1.0)] * 3, dia_object_id=[4, 5, 6], ids=[1, 2, 3]))
+    forced = make_forced(
+        [
+            (5, 1.0, "r", 10.0, 1.0),
+            (5, 2.0, "r", 20.0, 2.0),
+            (5, 3.0, "g", 7.0, 3.0),
+            (5, 4.0, "r", np.nan, 1.0),
+            (5, 5.0, "r", 99.0, 0.0),
+            (6, 5.0, "i", -4.0, 2.0),
+            (9, 5.0, "r", 1e9, 1.0),
+        ]
+    )
+    fill_forced_means(objects, forced)
+    assert objects["r_fp_flux_mean"][1] == pytest.approx((10 + 20 / 4) / 1.25)
+    assert objects["r_fp_flux_mean_err"][1] == pytest.approx(1.25**-0.5)
+    assert (objects["g_fp_flux_mean"][1], objects["g_fp_flux_mean_err"][1]) == (7.0, 3.0)
+    assert objects["i_fp_flux_mean"].tolist()[2] == -4.0
+    assert np.isnan(objects["r_fp_flux_mean"][[0, 2]]).all()
+    assert np.isnan(objects["u_fp_flux_mean"]).all()
+
+
+def test_forced_means_do_not_depend_on_the_order_of_rows(make_points):
+    rng = np.random.default_rng(8)
+    rows = [(5, mjd, "r", flux, err) for mjd, flux, err in rng.uniform(1, 2, (40, 3))]
+    answers = set()
+    for _ in range(5):
+        objects = summarize(make_points([(1.0, "r", 1.0, 1.0)]))
+        forced = make_forced(rows)
+        forced["dia_forced_source_id"] = [int(1e6 * row[1]) for row in rows]
+        fill_forced_means(objects, forced)
+        answers.add((objects["r_fp_flux_mean"].tobytes(), objects["r_fp_flux_mean_err"].tobytes()))
+        rng.shuffle(rows)
+    assert len(answers) == 1
+
+
+def test_the_latest_good_source_but_one_is_remembered(make_points):
+    def repeated(rows, **columns):
+        return summarize(make_points(rows, **columns))["repeated_mjd_tai"].tolist()
+
+    curve = [(3.0, "r", 1.0, 1.0), (1.0, "g", 1.0, 1.0), (7.0, "r", 1.0, 1.0), (5.0, "i", 1.0, 1.0)]
+    assert repeated(curve) == [5.0]
+    assert repeated(curve, is_dipole=[False, False, False, True]) == [3.0]
+    assert repeated(curve, dia_object_id=[1, 2, 1, 2]) == [3.0, 1.0]
+    assert np.isnan(repeated(curve, dia_object_id=[1, 2, 3, 4])).all()
+    assert np.isnan(repeated(curve, reliability=[0.1, 0.9, 0.1, 0.1])).all()
+    assert repeated(curve, reliability=[np.nan, 0.1, 0.9, 0.1]) == [3.0]
+
+
+def test_what_counts_as_good_follows_the_configuration(make_points):
+    sources = make_points([(1.0, "r", 1.0, 1.0), (2.0, "r", 1.0, 1.0)], reliability=0.3)
+    strict = summarize_objects(sources, NONE_BEFORE, validity_start_mjd_tai=61001.0)
+    lax = summarize_objects(
+        sources, NONE_BEFORE, validity_start_mjd_tai=61001.0, config=ForcedConfig(min_reliability=0.2)
+    )
+    assert np.isnan(strict["repeated_mjd_tai"][0])
+    assert lax["repeated_mjd_tai"][0] == 1.0
+
+
+def test_errors_of_a_mean_are_right_beside_the_pole(make_sources):
+    # Two sources on opposite sides of the pole, both with an error along one line through it only.
+    sources = make_sources([0.0, 0.0], [0.0, 0.0], dia_object_id=5, ra_err_deg=4e-5, dec_err_deg=1e-5)
+    sources["ra_dec_cov_deg2"] = 0.0
+    sources["ra_deg"], sources["dec_deg"] = [0.0, 90.0], 90.0 - np.array([2e-9, 1e-9])
+    (row,) = summarize(sources).rows()
+    # Seen from the mean, which is nearly due 30 degrees, one ellipse is turned by a right angle against the other.
+    axes = np.linalg.eigvalsh(
+        [[row["ra_err_deg"] ** 2, row["ra_dec_cov_deg2"]], [row["ra_dec_cov_deg2"], row["dec_err_deg"] ** 2]]
+    )
+    assert np.sqrt(axes) == pytest.approx([17**0.5 * 1e-5 / 2] * 2, rel=1e-4)

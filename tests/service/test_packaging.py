@@ -1,7 +1,11 @@
 """`package_alerts`: association, forced fluxes and cutouts become packets, again and again from the same sources."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from installed_scorers import FAILURES, install
 from made_skies import TRANSIENTS, make_pair
 
 from alertprod.alerts.avro import decode_alert, encode_alert
@@ -10,7 +14,11 @@ from alertprod.alerts.packet import PacketInfo
 from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
 from alertprod.association.history import History
+from alertprod.association.reliability import load_scorer
+from alertprod.association.solar_system import Ephemerides
+from alertprod.association.solar_system_columns import PREDICTION_COLUMNS
 from alertprod.factory import create_task
+from alertprod.measurement.catalog import Catalog
 from alertprod.service.differencing import difference_exposures
 from alertprod.service.packaging import package_alerts, prepare_sources
 
@@ -21,7 +29,11 @@ ASSOCIATION, CUTOUTS = AssociationConfig(), CutoutConfig()
 def make_differenced(visit):
     pair = make_pair(seed=visit, visit=visit)
     task = create_task({}, source="test", n_threads=1)
-    return difference_exposures(task, pair.science, pair.template, id_factory=task.makeIdFactory(visit, 44))
+    made = difference_exposures(task, pair.science, pair.template, id_factory=task.makeIdFactory(visit, 44))
+    # A peak of the noise is a source too, now and then; what becomes of sources is the matter here.
+    x, y, _ = np.array(TRANSIENTS).T
+    apart = np.hypot(made.sources["x"][:, None] - x, made.sources["y"][:, None] - y).min(axis=1)
+    return replace(made, sources=made.sources.select(apart < 2.0))
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +137,97 @@ def test_cutouts_follow_their_configuration(first):
     small = next(package(first, History.empty(), cutouts=CutoutConfig(min_size=10, max_size=12)).packets())
     large = next(package(first, History.empty(), cutouts=CutoutConfig(min_size=60, max_size=60)).packets())
     assert len(large["cutoutDifference"]) > len(small["cutoutDifference"])
+
+
+# -- scores --
+
+
+@pytest.fixture
+def scorer(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch)
+    monkeypatch.delitem(sys.modules, "example_scorers", raising=False)
+    return load_scorer
+
+
+def test_without_a_scorer_reliability_is_null(first):
+    packets = list(package(first, History.empty()).packets())
+    assert {packet["diaSource"]["reliability"] for packet in packets} == {None}
+    assert {packet["diaSource"]["reliabilityVersion"] for packet in packets} == {None}
+
+
+def test_scores_and_their_version_are_in_the_packets(first, scorer):
+    packaged = package(first, History.empty(), scorer=scorer("sharpness", {}))
+    sources = [packet["diaSource"] for packet in packaged.packets()]
+    assert all(0.3 < source["reliability"] <= 1.0 for source in sources)  # transients are sharp
+    assert {source["reliabilityVersion"] for source in sources} == {"sharpness 1.0"}
+    assert packaged.counts["scorer_failed"] == 0
+
+
+def test_sources_below_the_limit_make_no_alert_and_are_counted(first, scorer):
+    config = AssociationConfig(min_reliability=0.5)
+    scores = scorer("fixed", {"scores": [0.2, 0.9, float("nan")]})
+    packaged = package(first, History.empty(), scorer=scores, association=config)
+    reliabilities = [packet["diaSource"]["reliability"] for packet in packaged.packets()]
+    n = len(TRANSIENTS)
+    assert packaged.counts["dropped_low_reliability"] == len(range(0, n, 3))
+    assert len(reliabilities) == n - len(range(0, n, 3))
+    assert {score if score is None else round(score, 5) for score in reliabilities} == {0.9, None}
+    assert packaged.association.objects.n_rows == len(reliabilities)
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_scorer_that_fails_costs_the_scores_and_nothing_else(first, scorer, how):
+    config = AssociationConfig(min_reliability=0.5)
+    expected = package(first, History.empty())
+    packaged = package(first, History.empty(), scorer=scorer("broken", {"how": how}), association=config)
+    assert packaged.counts == {**expected.counts, "scorer_failed": 1}
+    assert [encode_alert(p) for p in packaged.packets()] == [encode_alert(p) for p in expected.packets()]
+
+
+def test_a_scorer_is_not_asked_about_nothing(first, scorer):
+    nobody = replace(first, sources=first.sources.select(np.zeros(first.sources.n_rows, dtype=bool)))
+    prepared = prepare(nobody, scorer=scorer("broken", {"how": "raises"}))
+    assert (prepared.sources.n_rows, prepared.counts["scorer_failed"]) == (0, 0)
+
+
+# -- known bodies --
+
+
+def expect_bodies(differenced, rows, *, offset_arcsec=0.2):
+    """Predictions a little beside the sources in some rows."""
+    table = Catalog(PREDICTION_COLUMNS, len(rows))
+    table["designation"] = [f"2020 A{'ABCDEFGH'[k]}" for k in range(len(rows))]
+    table["mjd_tai"] = differenced.difference.info.midpoint_mjd_tai
+    table["ra_deg"] = differenced.sources["ra_deg"][rows]
+    table["dec_deg"] = differenced.sources["dec_deg"][rows] + offset_arcsec / 3600
+    table["ra_rate_deg_d"], table["dec_rate_deg_d"] = 0.2, 0.1
+    return Ephemerides(table, Catalog((), 0))
+
+
+def test_known_bodies_have_packets_of_their_own_kind(first):
+    packaged = package(first, History.empty(), expected=expect_bodies(first, [1]))
+    packets = {message.key: decode_alert(message.value) for message in packaged.messages()}
+    body = packets[b"%d" % int.from_bytes(b"K20A00A", "big")]
+    assert sum(packet["ssSource"] is not None for packet in packets.values()) == 1
+    assert body["diaSourceId"] == first.sources["dia_source_id"][1]
+    assert body["diaObject"] is body["prvDiaSources"] is body["prvDiaForcedSources"] is None
+    assert body["diaSource"]["diaObjectId"] is None
+    assert body["ssSource"]["ephOffsetDec"] == pytest.approx(-0.2, abs=1e-4)
+    assert body["mpc_orbits"]["packed_primary_provisional_designation"] == "K20A00A"
+    assert packaged.counts["solar_system"] == packaged.counts["solar_system_expected"] == 1
+    assert packaged.counts["new_objects"] == len(TRANSIENTS) - 1
+
+
+def test_a_known_body_on_top_of_a_known_object_takes_nothing_from_it(first, second):
+    history = history_after(package(first, History.empty()))
+    packaged = package(second, history, expected=expect_bodies(second, [0]))
+    assert packaged.counts["matched_objects"] == len(TRANSIENTS) - 1
+    (row,) = np.flatnonzero(packaged.association.sources["ss_object_id"])
+    assert packaged.association.sources["dia_object_id"][row] == 0
+    assert packaged.association.objects.n_rows == len(TRANSIENTS) - 1
+
+
+def test_bodies_that_were_not_detected_are_counted(first):
+    packaged = package(first, History.empty(), expected=expect_bodies(first, [0, 1], offset_arcsec=1.5))
+    assert (packaged.counts["solar_system"], packaged.counts["solar_system_expected"]) == (0, 2)
+    assert packaged.counts["new_objects"] == len(TRANSIENTS)
