@@ -200,9 +200,18 @@ def write_hotpants_input(folder: Path, science: Exposure, template: Exposure, fi
     ]  # fmt: skip
 
 
+_NO_KERNEL = {"doDecorrelation": False, "doSelectSources": False}
+"""Proper subtraction is white already and needs no stars."""
+
 METHODS: dict[str, Method] = {
     "ours": lambda field: run_ours(field, {}),
-    "zogy": lambda field: run_ours(field, {"subtract": "zogy"}),
+    "zogy": lambda field: run_ours(field, {"subtract": "zogy", **_NO_KERNEL}),
+    "zogy_score": lambda field: run_ours(
+        field, {"subtract": "zogy", "useScoreImageDetection": True, "doWriteScoreExp": True, **_NO_KERNEL}
+    ),
+    "score": lambda field: run_ours(
+        field, {"useScoreImageDetection": True, "doWriteScoreExp": True, "doWriteSubtractedExp": False}
+    ),
     "oracle": run_oracle,
     "perfect": run_perfect,
     "photutils": run_photutils,
@@ -245,11 +254,8 @@ def replace_mask(planes: MaskedImage, mask) -> MaskedImage:
 def _characterize(field: Field) -> tuple[Exposure, Exposure]:
     """Return science and template as the product has them when it subtracts."""
     task = create_task({}, source="benchmark")
-    science = task.characterize.run(field.science).exposure
-    template = task.characterize.subtractSky(field.template)
-    if template.psf is None:
-        template = task.characterize.run(template).exposure
-    return science, template
+    ready = task.characterizeInputs(field.science, field.template)
+    return ready.exposure, ready.templateExposure
 
 
 def _prepare_mask(template: Exposure):
@@ -280,7 +286,7 @@ def _finish_peer(field: Field, science: Exposure, matched: MaskedImage, seconds:
 def _finish(field: Field, difference: MaskedImage, psf, science: Exposure, matched: Exposure, *, seconds) -> Outcome:
     """Detect and measure with the product."""
     difference.mask &= ~np.int32(plane_bits("DETECTED", "DETECTED_NEGATIVE"))
-    task = create_task({}, source="benchmark")
+    task = create_task({"doSubtract": False}, source="benchmark")
     exposure = replace(science, masked_image=difference, psf=psf)
     result = task.run(
         exposure=science,
