@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from alertprod._typing import FloatArray
+from alertprod.errors import AlertprodError
 from alertprod.geometry.box import Box
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import MASK_PLANES, plane_bits
@@ -22,6 +24,8 @@ from alertprod.measurement.catalog import Catalog
 
 if TYPE_CHECKING:
     from astropy.nddata import CCDData
+
+_log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 2880
 _CARD_BYTES = 80
@@ -65,6 +69,8 @@ class Cutouts(NamedTuple):
     """Cutouts that could not be made."""
     n_without_psf: int
     """Cutouts that lack PSFIMAGE, because the PSF could not be drawn there."""
+    n_without_wcs: int = 0
+    """Sources whose cutouts lack world coordinates: the exposure has some, but they fail there."""
 
 
 def make_cutouts(
@@ -88,24 +94,37 @@ def make_cutouts(
     Notes
     -----
     All three have the same pixels: a square of ``clamp(bbox_size, min_size, max_size)`` with the source in its middle.
-    Pixels beyond the edge are NaN and masked. A source off the image, or of unknown position, has no cutouts.
+    Pixels beyond the edge are NaN and masked. A source off the image, or of unknown position, has no cutouts. Whatever
+    else goes wrong with one cutout costs that cutout: it is counted as missing, and said in the log.
     """
     config = config or CutoutConfig()
-    primaries = _make_primary_headers(sources, difference, config)
+    places = _find_places(sources, difference, config)
     columns: list[list[bytes | None]] = []
-    n_without_psf = 0
+    n_without_psf, problems = 0, 0
     for exposure in (difference, science, template):
         column: list[bytes | None] = []
-        for place in primaries:
-            if place is None or exposure is None:
-                column.append(None)
-                continue
-            psf_image = _draw_psf(exposure, x=place.x, y=place.y, max_size=config.max_psf_size)
-            n_without_psf += psf_image is None
-            column.append(_encode_cutout(exposure, place, psf_image, with_mask_bits=config.with_mask_bits))
+        for place in places:
+            cutout = None
+            if place is not None and exposure is not None:
+                psf_image = _draw_psf(exposure, x=place.x, y=place.y, max_size=config.max_psf_size)
+                n_without_psf += psf_image is None
+                try:
+                    cutout = _encode_cutout(exposure, place, psf_image, with_mask_bits=config.with_mask_bits)
+                except Exception:  # noqa: BLE001 - the alert is worth more than its picture, whatever this is
+                    problems += 1
+                    if problems == 1:  # the next thousand have the same cause
+                        _log.warning("a cutout at x %.1f, y %.1f cannot be made", place.x, place.y, exc_info=True)
+            column.append(cutout)
         columns.append(column)
     triplets = [CutoutTriplet(*row) for row in zip(*columns, strict=True)]
-    return Cutouts(triplets, sum(cutout is None for row in triplets for cutout in row), n_without_psf)
+    return Cutouts(
+        triplets,
+        n_missing=sum(cutout is None for row in triplets for cutout in row),
+        n_without_psf=n_without_psf,
+        n_without_wcs=sum(place is not None and not place.has_wcs for place in places)
+        if difference.wcs is not None
+        else 0,
+    )
 
 
 def load_cutout(data: bytes) -> CCDData:
@@ -121,9 +140,10 @@ class _Place(NamedTuple):
     y: float
     header: bytes
     """The primary HDU's cards but for those that depend on the exposure."""
+    has_wcs: bool
 
 
-def _make_primary_headers(sources: Catalog, difference: Exposure, config: CutoutConfig) -> list[_Place | None]:
+def _find_places(sources: Catalog, difference: Exposure, config: CutoutConfig) -> list[_Place | None]:
     """Return where to cut and the cards all three cutouts share; None for sources that have no place."""
     # float64: a position's last digits matter in CRPIX as little as anywhere, but sums of float32 drift.
     x, y = sources["x"].astype(float), sources["y"].astype(float)
@@ -141,11 +161,14 @@ def _make_primary_headers(sources: Catalog, difference: Exposure, config: Cutout
             continue
         box = Box.centered(x=x[k], y=y[k], size=sizes[k])
         cards = [_card("CUTMINX", box.x_min - 1), _card("CUTMINY", box.y_min - 1)]
-        if difference.info.rotation_deg is not None:
-            cards.append(_card("ROTPA", float(difference.info.rotation_deg)))
-        if difference.wcs is not None:
+        rotation = difference.info.rotation_deg
+        if rotation is not None and np.isfinite(rotation):
+            cards.append(_card("ROTPA", float(rotation)))
+        # FITS has no word for NaN: a header with one would not be read at all.
+        has_wcs = bool(np.isfinite(jacobians[k]).all())
+        if has_wcs:
             cards += _wcs_cards(x[k] - box.x_min + 1.0, y[k] - box.y_min + 1.0, ra[k], dec[k], jacobians[k])
-        places.append(_Place(box, float(x[k]), float(y[k]), b"".join(cards)))
+        places.append(_Place(box, float(x[k]), float(y[k]), b"".join(cards), has_wcs))
     return places
 
 
@@ -169,7 +192,7 @@ def _draw_psf(exposure: Exposure, *, x: float, y: float, max_size: int | None) -
         return None
     try:
         image = exposure.psf.compute_kernel_image(x=x, y=y)
-    except (ValueError, ArithmeticError):
+    except (ValueError, ArithmeticError, AlertprodError):
         return None
     if not np.isfinite(image).all():
         return None
@@ -194,7 +217,7 @@ def _encode_cutout(exposure: Exposure, place: _Place, psf_image: FloatArray | No
     image[here] = pixels.image * scale
     variance[here] = pixels.variance * (scale * scale)
     bits[here] = pixels.mask
-    mask = ((bits & _DO_NOT_USE) != 0) | ~np.isfinite(image)
+    mask = ((bits & _DO_NOT_USE) != 0) | ~np.isfinite(image) | ~np.isfinite(variance)
     nominal = _NOMINAL_CARD if exposure.photo_calib.is_nominal else b""
     parts = [
         _pad(_primary_start(size) + place.header + nominal + _END, b" "),

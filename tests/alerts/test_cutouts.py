@@ -1,4 +1,6 @@
+import dataclasses
 import io
+import itertools
 import time
 
 import numpy as np
@@ -7,6 +9,7 @@ from astropy import units
 from astropy.io import fits
 from astropy.nddata import VarianceUncertainty
 
+from alertprod.alerts import cutouts as cutouts_module
 from alertprod.alerts.avro import encode_alert
 from alertprod.alerts.cutouts import CutoutConfig, load_cutout, make_cutouts
 from alertprod.alerts.packet import PacketInfo, make_packets
@@ -164,6 +167,66 @@ def test_cropped_psf_keeps_its_values(exposure, sources):
     (triplet,) = cut(exposure, sources, max_psf_size=25).triplets
     whole = exposure.psf.compute_kernel_image(x=X, y=Y)
     np.testing.assert_array_equal(load_cutout(triplet.science).psf, whole[8:-8, 8:-8].astype(np.float32))
+
+
+def test_a_cutout_that_cannot_be_made_costs_itself_alone(exposure, make_exposure, make_sources, monkeypatch, caplog):
+    broken, calls = make_exposure(seed=2), itertools.count()
+    encode = cutouts_module._encode_cutout
+
+    def encode_or_fail(of, place, psf_image, **options):
+        if of is broken and next(calls) in (1, 3):
+            raise RuntimeError("the tile is gone")
+        return encode(of, place, psf_image, **options)
+
+    monkeypatch.setattr(cutouts_module, "_encode_cutout", encode_or_fail)
+    sources = make_sources([50.0, 100.0, 150.0, 170.0], [50.0, 60.0, 70.0, 80.0])
+    cutouts = make_cutouts(sources, difference=exposure, science=broken, template=exposure)
+    assert [triplet.science is None for triplet in cutouts.triplets] == [False, True, False, True]
+    assert all(None not in (triplet.difference, triplet.template) for triplet in cutouts.triplets)
+    assert cutouts.n_missing == 2
+    assert [record.message for record in caplog.records] == ["a cutout at x 100.0, y 60.0 cannot be made"]
+
+
+def test_places_without_world_coordinates_have_cutouts_without_and_are_counted(exposure, make_sources, monkeypatch):
+    sources = make_sources([50.0, 100.0], [50.0, 60.0])
+    compute = exposure.wcs.compute_jacobian
+
+    def fail_at_one(*, x, y):
+        jacobians = compute(x=x, y=y)
+        jacobians[1] = np.nan
+        return jacobians
+
+    monkeypatch.setattr(type(exposure.wcs), "compute_jacobian", lambda _, x, y: fail_at_one(x=x, y=y))
+    cutouts = cut(exposure, sources)
+    assert (cutouts.n_missing, cutouts.n_without_wcs) == (0, 1)
+    assert load_cutout(cutouts.triplets[0].science).wcs is not None
+    assert load_cutout(cutouts.triplets[1].science).wcs is None
+
+
+def test_a_rotation_that_is_not_known_is_left_out(exposure, sources):
+    exposure.info = dataclasses.replace(exposure.info, rotation_deg=float("nan"))
+    (triplet,) = cut(exposure, sources).triplets
+    assert "ROTPA" not in load_cutout(triplet.science).header
+
+
+def test_pixels_without_a_variance_must_not_be_used(exposure, sources):
+    exposure.variance[60, 50] = np.nan
+    (triplet,) = cut(exposure, sources).triplets
+    cutout = load_cutout(triplet.science)
+    assert np.isfinite(cutout.data).all()
+    assert cutout.mask.sum() == 1
+
+
+@pytest.mark.parametrize("side", [30, 31, 64, 101, 102])
+@pytest.mark.parametrize(("x", "y"), [(50.0, 60.0), (50.49, 60.51), (50.5, 60.5), (49.999, 60.25)])
+def test_source_is_within_half_a_pixel_of_the_middle(exposure, make_sources, side, x, y):
+    (triplet,) = cut(exposure, make_sources([x], [y], bbox_size=side)).triplets
+    cutout = load_cutout(triplet.difference)
+    assert cutout.data.shape == (side, side)
+    position = cutout.wcs.world_to_pixel_values(
+        *exposure.wcs.pixel_to_sky(x=np.float64(np.float32(x)), y=np.float64(np.float32(y)))
+    )
+    assert np.abs(np.array(position) - (side - 1) / 2).max() <= 0.5 + 1e-5  # the tangent planes' agreement
 
 
 @pytest.mark.bench
