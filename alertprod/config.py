@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
@@ -37,6 +38,14 @@ def _absolute(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str | Path) or "://" in str(value):
         return value
     return str(_folder(info) / Path(value).expanduser())
+
+
+def _read_secret(path: str, field: str) -> str:
+    """Return the content of a file without the line's end that editors leave."""
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, field, f"cannot be read: {error}") from error
 
 
 def _absolute_database(value: Any, info: ValidationInfo) -> Any:
@@ -102,8 +111,42 @@ class KafkaConfig(_Section):
     registry_url: str | None = None
     """Schema registry for Avro events; None: the project's own fixed ids, which need none."""
 
+    transaction_timeout_s: float = Field(60.0, ge=10)
+    """The broker ends a transaction that is open for longer: what readers of the alerts wait at most for a daemon that died.
+    Exposures of more bytes get more time, see below."""
+
+    transaction_min_bytes_per_s: float = Field(4e6, gt=0)
+    """A transaction gets the time its bytes take at this rate, where that is more: a gigabyte of alerts has 250 s. A quarter
+    of what one slow broker takes."""
+
+    transaction_max_timeout_s: float = Field(900.0, ge=10)
+    """No transaction gets more: the brokers' own ``transaction.max.timeout.ms``, whose default this is."""
+
     security: dict[str, str] = Field(default_factory=dict, repr=False)
     """librdkafka properties for every client (``security.protocol``, ``sasl.*``, ``ssl.*``); empty: a trusted network."""
+
+    security_files: dict[str, PathText] = Field(default_factory=dict)
+    """Properties whose value is the content of a file (``"sasl.password" = "/run/secrets/kafka"``): read at start, never shown."""
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.transaction_max_timeout_s < self.transaction_timeout_s:
+            msg = f"transaction_max_timeout_s = {self.transaction_max_timeout_s} is less than transaction_timeout_s"
+            raise ValueError(msg)
+        return self
+
+    def client_options(self) -> dict[str, str]:
+        """Return the properties for every client, those in files with their content.
+
+        Raises
+        ------
+        ConfigError
+            Raised if a file cannot be read.
+        """
+        contents = {
+            name: _read_secret(path, f"kafka.security_files.{name}") for name, path in self.security_files.items()
+        }
+        return {**self.security, **contents}
 
 
 class TopicsConfig(_Section):
@@ -152,6 +195,9 @@ class StoreConfig(_Section):
     )
     """SQLAlchemy URL. SQLite serves one host with a local disk, which most observatories are; more hosts need PostgreSQL."""
 
+    database_password_file: PathText | None = None
+    """File with the password of the URL's user, which then stays out of configuration and environment; None: none is needed."""
+
     outbox_uri: PathText = Field("outbox", validate_default=True)
     """Folder (any fsspec URI) of the packets' bytes; more than one host needs a shared one."""
 
@@ -161,6 +207,13 @@ class StoreConfig(_Section):
     outbox_max_bytes: int = Field(50 << 30, gt=0)
     """Oldest published files go first beyond this: about half a million alerts of 100 kB."""
 
+    allowed_roots: tuple[PathText, ...] = ()
+    """Folders, or URI prefixes such as ``s3://night/``, that events may name files in. Empty: any local file, and nothing
+    that is fetched over a network."""
+
+    min_free_bytes: int = Field(1 << 30, ge=0)
+    """Free space without which the daemon does not start, on each disk it writes to: an hour of a busy camera."""
+
     template_index: PathText = Field("templates/templates.json", validate_default=True)
     """What ``alertprod templates index`` wrote; asked when an event names no tiles."""
 
@@ -169,6 +222,24 @@ class StoreConfig(_Section):
 
     template_cache_bytes: int = Field(16 << 30, ge=0)
     """About eighty decoded tiles of 4096²: several pointings ahead, and no burden on a laptop's disk."""
+
+    def open_url(self) -> str:
+        """Return the database's URL with its password, for whoever connects.
+
+        Raises
+        ------
+        ConfigError
+            Raised if the password's file cannot be read, or the URL names no user for it.
+        """
+        if self.database_password_file is None:
+            return self.database_url
+        scheme, separator, rest = self.database_url.partition("://")
+        user, at, host = rest.rpartition("@")
+        if not at or ":" in user:
+            problem = "store.database_url must name a user, and no password"
+            raise ConfigError("configuration", "store.database_password_file", problem)
+        password = quote(_read_secret(self.database_password_file, "store.database_password_file"), safe="")
+        return f"{scheme}{separator}{user}:{password}@{host}"
 
 
 class InstrumentConfig(_Section):
@@ -313,7 +384,12 @@ class LimitsConfig(_Section):
     """Longest pause: a repaired dependency is noticed within a minute."""
 
     image_wait_s: float = Field(600.0, ge=0)
-    """An image that is still not there so long after its event came never will be: dead letter, to be replayed by hand."""
+    """An image that is still not there so long after its event was first claimed never will be: dead letter, to be replayed
+    by hand. Restarts of the daemon do not begin the wait anew."""
+
+    outbox_wait_s: float = Field(600.0, ge=0)
+    """A stored exposure whose outbox file cannot be read for so long is given up; a volume that was not mounted is back by
+    then, and its lane should not wait for the age limit."""
 
     lease_s: float = Field(30.0, gt=1)
     """A claim not renewed for so long may be taken over; renewed every third of it. Short, since it is what a killed daemon's

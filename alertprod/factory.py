@@ -3,23 +3,36 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from alertprod import __version__
-from alertprod.alerts.registry import ALERT_SCHEMA_VERSION
+from alertprod.alerts.registry import ALERT_SCHEMA_ID, ALERT_SCHEMA_VERSION
 from alertprod.association.config import AssociationConfig
-from alertprod.association.reliability import ReliabilityScorer, load_scorer
+from alertprod.association.reliability import SCORERS, load_scorer
 from alertprod.association.solar_system import SolarSystemConfig
-from alertprod.config import DaemonConfig, InstrumentConfig, config_hash
+from alertprod.config import DaemonConfig, InstrumentConfig, config_hash, load_config
 from alertprod.errors import ConfigError
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, SphericalPolygon
 from alertprod.ids import EXPOSURE_BITS
 from alertprod.images.profile import InstrumentProfile, load_profile
+from alertprod.logs import get_logger
 from alertprod.metrics import Metrics
 from alertprod.service.clock import Clock
 from alertprod.service.daemon import AlertDaemon
 from alertprod.service.health import Health, HealthServer
 from alertprod.service.pipeline import ExposurePipeline, Instrument, Science
+from alertprod.service.reload import Reloaded, keep_what_is_fixed
+from alertprod.service.start_checks import (
+    Finding,
+    StartRefused,
+    check_database,
+    check_disks,
+    check_schemas,
+    check_templates,
+    check_topics,
+    collect,
+)
 from alertprod.service.steps import Identity
 from alertprod.service.warm_up import warm_up
 from alertprod.service.worker import WorkerPool
@@ -35,9 +48,11 @@ from alertprod.stream.consumer import EventConsumer, LanesCallback
 from alertprod.stream.messages import NextVisit
 from alertprod.stream.producer import AlertProducer
 from alertprod.stream.schemas import FixedSchemas, RegistrySchemas, WriterSchemas
+from alertprod.stream.topics import describe_brokers
 from alertprod.tasks.characterize import CharacterizeTask
 from alertprod.tasks.config_fields import apply_overrides
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
+from alertprod.tasks.plugins import find_plugin
 
 _SECONDS_PER_DAY = 86400.0
 _ARCSEC_PER_S = 3600.0 / 86400.0
@@ -84,33 +99,46 @@ def create_science(config: DaemonConfig) -> Science:
     ConfigError
         Raised if a flag is none of a DiaSource's, or the scorer cannot be made.
     """
+    alerts = config.alerts
+    return Science(
+        association=_create_association(config),
+        solar_system=SolarSystemConfig(
+            radius_arcsec=config.solar_system.radius_arcsec,
+            systematic_err_arcsec=config.association.systematic_err_arcsec,
+            max_propagation_s=config.solar_system.max_propagation_s,
+        ),
+        scorer=None if alerts.scorer is None else load_scorer(alerts.scorer, alerts.scorer_options),
+    )
+
+
+def _create_association(config: DaemonConfig) -> AssociationConfig:
     settings = config.association
     flags = {
         name: value for name in ("excluded_flags", "new_object_flags") if (value := getattr(settings, name)) is not None
     }
-    return Science(
-        association=AssociationConfig(
-            radius_arcsec=settings.radius_arcsec,
-            systematic_err_arcsec=settings.systematic_err_arcsec,
-            history_days=settings.history_days,
-            min_science_snr=settings.min_science_snr,
-            max_trail_rate_arcsec_per_s=settings.max_trail_deg_per_day * _ARCSEC_PER_S,
-            min_reliability=config.alerts.min_reliability,
-            min_new_object_reliability=settings.min_new_object_reliability,
-            **flags,
-        ),
-        solar_system=SolarSystemConfig(
-            radius_arcsec=config.solar_system.radius_arcsec,
-            systematic_err_arcsec=settings.systematic_err_arcsec,
-            max_propagation_s=config.solar_system.max_propagation_s,
-        ),
-        scorer=_create_scorer(config),
+    return AssociationConfig(
+        radius_arcsec=settings.radius_arcsec,
+        systematic_err_arcsec=settings.systematic_err_arcsec,
+        history_days=settings.history_days,
+        min_science_snr=settings.min_science_snr,
+        max_trail_rate_arcsec_per_s=settings.max_trail_deg_per_day * _ARCSEC_PER_S,
+        min_reliability=config.alerts.min_reliability,
+        min_new_object_reliability=settings.min_new_object_reliability,
+        **flags,
     )
 
 
-def _create_scorer(config: DaemonConfig) -> ReliabilityScorer | None:
-    alerts = config.alerts
-    return None if alerts.scorer is None else load_scorer(alerts.scorer, alerts.scorer_options)
+def _check_science(config: DaemonConfig, *, source: str) -> None:
+    """Check flags and the scorer's name; the scorer itself, a model perhaps, is for the workers to make."""
+    try:
+        _create_association(config)
+    except ConfigError as error:
+        raise ConfigError(source, f"association.{error.field}", error.problem) from error
+    if config.alerts.scorer is not None:
+        try:
+            find_plugin(SCORERS, config.alerts.scorer)
+        except ConfigError as error:
+            raise ConfigError(source, "alerts.scorer", str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +153,7 @@ class WorkerPipeline:
         images = ImageStore()
         cache = _create_cache(config, images)
         instruments = create_instruments(config, cache)
-        database = Database(config.store.database_url)
+        database = Database(config.store.open_url())
         threads = config.workers.threads_per_worker
         task = create_task({}, source="warm-up", n_threads=threads)
         return ExposurePipeline(
@@ -141,39 +169,70 @@ class WorkerPipeline:
         )
 
 
-def create_daemon(config: DaemonConfig, *, source: str) -> tuple[AlertDaemon, HealthServer | None]:
+def check_start(config: DaemonConfig, *, source: str) -> list[Finding]:
+    """Check all that must be right before a daemon starts; an empty database gets its tables.
+
+    Returns
+    -------
+    list
+        Remarks: it can start all the same.
+
+    Raises
+    ------
+    StartRefused
+        Raised if it cannot, with everything that is wrong.
+    ConfigError
+        Raised if the configuration itself cannot be used.
+    """
+    check_config(config, source=source)
+    kafka = config.kafka
+    database = Database(config.store.open_url())
+    describe = partial(describe_brokers, kafka.bootstrap_servers, options=kafka.client_options())
+    checks = [check_database(database), check_topics(config, describe), check_templates(config), check_disks(config)]
+    if kafka.registry_url is not None:
+        checks.append(check_schemas(RegistrySchemas(kafka.registry_url).knows, ALERT_SCHEMA_ID))
+    found = collect(*checks)
+    database.close()
+    fatal = tuple(finding for finding in found if finding.weight != "remark")
+    if fatal:
+        raise StartRefused(source, fatal)
+    return found
+
+
+def create_daemon(
+    config: DaemonConfig, *, source: str, config_path: Path | None = None
+) -> tuple[AlertDaemon, HealthServer | None]:
     """Create a daemon and, where it is wanted, its HTTP server; nothing runs yet.
+
+    Parameters
+    ----------
+    config_path
+        What SIGHUP reads again; None: nothing.
 
     Raises
     ------
     ConfigError
-        Raised if anything in the configuration cannot be used.
-    StoreUnavailable, BrokerUnavailable
-        Raised if the database or the broker does not answer.
+        Raised if anything in the configuration cannot be used, `StartRefused` if a check of the start fails.
     """
-    check_config(config, source=source)
+    for remark in check_start(config, source=source):
+        get_logger(__name__).warning("start-up check", part=remark.part, problem=remark.problem)
     clock = Clock()
-    database = Database(config.store.database_url)
-    if database.current_revision() is None:
-        database.upgrade()  # the first start on an empty database
-    database.check_schema()
+    database = Database(config.store.open_url())
     ledger = Ledger(database)
     metrics = Metrics({name: settings.bands for name, settings in config.instruments.items()})
     health = Health()
     transactional = config.kafka.delivery == "exactly-once"
     daemon = AlertDaemon(
         config,
-        identity=Identity(
-            owner=config.kafka.group_instance_id or config.kafka.transactional_id,
-            version=__version__,
-            config_hash=config_hash(config),
-            schema=ALERT_SCHEMA_VERSION,
-        ),
+        identity=_create_identity(config),
         connect=partial(_connect, config),
         producer=AlertProducer(
             config.kafka.bootstrap_servers,
             transactional_id=config.kafka.transactional_id if transactional else None,
-            options=config.kafka.security,
+            transaction_timeout_s=config.kafka.transaction_timeout_s,
+            transaction_max_timeout_s=config.kafka.transaction_max_timeout_s,
+            transaction_min_bytes_per_s=config.kafka.transaction_min_bytes_per_s,
+            options=config.kafka.client_options(),
         ),
         ledger=ledger,
         workers=WorkerPool(WorkerPipeline(config), config.workers, config.log),
@@ -189,9 +248,31 @@ def create_daemon(config: DaemonConfig, *, source: str) -> tuple[AlertDaemon, He
             max_age_s=config.store.outbox_keep_days * _SECONDS_PER_DAY,
             max_bytes=config.store.outbox_max_bytes,
         ),
+        reload=None if config_path is None else partial(_reload, config_path),
     )
     server = HealthServer(config.http, health, metrics.render) if config.http.enabled else None
     return daemon, server
+
+
+def _create_identity(config: DaemonConfig) -> Identity:
+    return Identity(
+        owner=config.kafka.group_instance_id or config.kafka.transactional_id,
+        version=__version__,
+        config_hash=config_hash(config),
+        schema=ALERT_SCHEMA_VERSION,
+    )
+
+
+def _reload(path: Path, holds: DaemonConfig) -> Reloaded:
+    config, left_out = keep_what_is_fixed(holds, load_config(path))
+    check_config(config, source=str(path))
+    return Reloaded(
+        config=config,
+        left_out=left_out,
+        identity=_create_identity(config),
+        pipeline=WorkerPipeline(config),
+        prefetch=_create_prefetch(config),
+    )
 
 
 def create_schemas(config: DaemonConfig) -> WriterSchemas:
@@ -230,7 +311,7 @@ def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
                     f"its DiaSource ids overlap those of {other}: give their profiles different [ids] instrument_number",
                 )
         ranges.append((low, high, name))
-    create_science(config)
+    _check_science(config, source=source)
     return {
         "instruments": ", ".join(config.instruments),
         "delivery": config.kafka.delivery,
@@ -282,10 +363,18 @@ def _create_prefetch(config: DaemonConfig) -> "_Prefetch | None":
 
 
 class _Prefetch:
-    """Brings the tiles of an announced visit into the cache."""
+    """Brings the tiles of an announced visit into the cache, and its history into the database's memory.
+
+    Notes
+    -----
+    History is read from the database by whoever associates, since another daemon may have changed it; read ahead, its
+    pages are in the memory of the server (of the operating system, for SQLite), and the read costs no disk.
+    """
 
     def __init__(self, config: DaemonConfig) -> None:
         cache = _create_cache(config)
+        database = Database(config.store.open_url())
+        self._apdb, self._history_days = Apdb(database, Ledger(database)), config.association.history_days
         self._instruments = {
             name: (settings, _create_templates(config, settings, cache))
             for name, settings in config.instruments.items()
@@ -299,13 +388,16 @@ class _Prefetch:
         radius_arcsec = (settings.field_radius_deg or 0.0) * ARCSEC_PER_DEG
         field = SphericalPolygon.cap(ra_deg=visit.ra_deg, dec_deg=visit.dec_deg, radius_arcsec=radius_arcsec)
         templates.prefetch(field, settings.template_bands.get(visit.band, visit.band))
+        objects, _ = self._apdb.read_objects(field)
+        since_mjd_tai = visit.shutter_opens_at_mjd_tai - self._history_days
+        self._apdb.read_light_curves(objects["dia_object_id"], since_mjd_tai=since_mjd_tai)
 
 
 def _connect(
     config: DaemonConfig, *, on_assign: LanesCallback, on_revoke: LanesCallback, on_lost: LanesCallback
 ) -> EventConsumer:
     kafka, topics = config.kafka, config.topics
-    options = dict(kafka.security)
+    options = dict(kafka.client_options())
     if kafka.group_instance_id is not None:
         options["group.instance.id"] = kafka.group_instance_id
     return EventConsumer(

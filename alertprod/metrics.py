@@ -103,6 +103,10 @@ FIGURES: Final[Mapping[str, tuple[tuple[float, ...], str]]] = {
 }
 """The science of each exposure: histogram edges and meaning."""
 
+DELIVERY_OUTCOMES: Final = ("delivered", "undelivered")
+TRANSACTION_OUTCOMES: Final = ("committed", "aborted")
+RELOAD_OUTCOMES: Final = ("done", "refused")
+
 OTHER: Final = "other"
 
 
@@ -121,6 +125,7 @@ class Metrics:
         self, bands: Mapping[str, Iterable[str]] | None = None, registry: CollectorRegistry | None = None
     ) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
+        self._counted: dict[str, int] = {}
         self._bands = {instrument: frozenset(names) for instrument, names in (bands or {}).items()}
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -156,6 +161,11 @@ class Metrics:
         self._dead_letters = self._counter("dead_letters", "Events given up.", ("reason",))
         self._retries = self._counter("retries", "Steps that failed and will be tried again.", ("reason",))
         self._worker_deaths = self._counter("worker_deaths", "Workers that died or were killed.", ("cause",))
+        self._deliveries = self._counter(
+            "delivery_reports", "Messages that the broker acknowledged, or that were given up.", ("outcome",)
+        )
+        self._transactions = self._counter("transactions", "Transactions of the producer.", ("outcome",))
+        self._reloads = self._counter("reloads", "Configurations read again.", ("outcome",))
         self._negative_latencies = self._counter(
             "negative_latencies", "Latencies below zero, not observed: a clock is wrong here or at the camera.", ()
         )
@@ -205,6 +215,19 @@ class Metrics:
     def count_worker_death(self, cause: str) -> None:
         """Count a worker that died or was killed; one of `WORKER_DEATHS`."""
         self._worker_deaths.labels(_closed(cause, WORKER_DEATHS)).inc()
+
+    def count_deliveries(self, counts: Mapping[str, int]) -> None:
+        """Bring the producer's counts, which only grow, up to now; keys ``delivered``, ``committed`` and so on."""
+        for counter, outcomes in ((self._deliveries, DELIVERY_OUTCOMES), (self._transactions, TRANSACTION_OUTCOMES)):
+            for outcome in outcomes:
+                new = counts.get(outcome, 0) - self._counted.get(outcome, 0)
+                if new > 0:
+                    counter.labels(outcome).inc(new)
+                    self._counted[outcome] = counts[outcome]
+
+    def count_reload(self, outcome: str) -> None:
+        """Count a SIGHUP: done, refused."""
+        self._reloads.labels(_closed(outcome, RELOAD_OUTCOMES)).inc()
 
     def count_prefetch(self, outcome: str) -> None:
         """Count an announced pointing: done, failed, dropped, invalid."""
@@ -286,6 +309,13 @@ class Metrics:
             self._retries.labels(reason)
         for cause in WORKER_DEATHS:
             self._worker_deaths.labels(cause)
+        for counter, outcomes in (
+            (self._deliveries, DELIVERY_OUTCOMES),
+            (self._transactions, TRANSACTION_OUTCOMES),
+            (self._reloads, RELOAD_OUTCOMES),
+        ):
+            for outcome in outcomes:
+                counter.labels(outcome)
         for instrument in (*self._bands, OTHER):
             self._expected.labels(instrument)
             for outcome in EXPOSURE_OUTCOMES:

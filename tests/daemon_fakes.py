@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,13 +253,20 @@ class MemoryProducer:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
+        self.counts: Counter[str] = Counter()
 
     def start(self) -> None:
         pass
 
     def publish(
-        self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset] = (), group_metadata: object = None
+        self,
+        messages: Iterable[OutgoingMessage],
+        offsets: Sequence[Offset] = (),
+        group_metadata: object = None,
+        *,
+        n_bytes: int = 0,
     ) -> Receipt:
+        assert n_bytes >= 0
         assert group_metadata == "metadata"
         batch = list(messages)
         with self._broker.lock:

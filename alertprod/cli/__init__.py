@@ -1,7 +1,7 @@
 """The command line. Errors of the tree become one line on standard error and an exit status.
 
-Exit status: 0 done; 1 failed, with the reason; 2 wrong usage or configuration; 70 a condition that only a restart
-mends (the daemon was fenced, for example).
+Exit status: 0 done; 1 failed, with the reason; 2 wrong usage or configuration; of `run` also 69, something needed to
+start does not answer, and 70, a condition that only a restart mends (the daemon was fenced, for example).
 """
 
 import sys

@@ -37,7 +37,7 @@ def tail(
         loaded.kafka.bootstrap_servers,
         [loaded.topics.alerts],
         start="earliest" if from_beginning else "latest",
-        options=loaded.kafka.security,
+        options=loaded.kafka.client_options(),
     ) as reader:
 
         def packets() -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from alertprod import __version__
 from alertprod.cli.alerts import app as alerts
 from alertprod.cli.config import app as config
 from alertprod.cli.db import app as db
+from alertprod.cli.dead_letters import app as dead_letters
 from alertprod.cli.demo_command import demo
 from alertprod.cli.difference import difference
 from alertprod.cli.repository import app as repository
@@ -47,6 +48,7 @@ app.command("difference")(difference)
 app.command("send")(send)
 app.command("simulate")(simulate)
 app.add_typer(alerts, name="alerts")
+app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(templates, name="templates")
 app.add_typer(repository, name="repository")
 app.add_typer(config, name="config")

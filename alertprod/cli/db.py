@@ -24,7 +24,7 @@ def upgrade(
     """Bring the database to this version's schema; harmless where it is there already."""
     from alertprod.store.database import Database
 
-    database = Database(url or load_config(config).store.database_url)
+    database = Database(url or load_config(config).store.open_url())
     before = database.current_revision()
     database.upgrade()
     out.print(f"{database}: {before or 'no schema'} -> {database.current_revision()}", markup=False)

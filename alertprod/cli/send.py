@@ -1,6 +1,8 @@
 """``alertprod send``: visit-ready events, from files of events or from the headers of images."""
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,39 +13,67 @@ import typer
 from alertprod.cli.config import ConfigOption
 from alertprod.cli.console import err, print_json, progress_bar
 from alertprod.config import DaemonConfig, load_config
-from alertprod.errors import AlertprodError, BadInputError, ImageNotYetAvailable, InvalidEvent
+from alertprod.errors import AlertprodError, BadInputError, ImageNotYetAvailable, InvalidEvent, TransientError
 
 if TYPE_CHECKING:
     from alertprod.stream.messages import VisitReady
+    from alertprod.stream.producer import AlertProducer
+
+_WATCH_PAUSE_S = 5.0
+"""With the broker or the folder away: what is written meanwhile waits."""
 
 _IMAGE_SUFFIXES = (".fits", ".fit", ".fz", ".gz")
 
 
 def send(
-    files: Annotated[list[Path], typer.Argument(help="Images (FITS), or events (.json, .jsonl: one a line).")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Images (FITS), or events (.json, .jsonl: one a line).")
+    ] = None,
     config: ConfigOption = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="Folder to watch: send an event for each image that appears in it, until stopped."),
+    ] = None,
     instrument: Annotated[
         str | None, typer.Option(help="Instrument of the images, as \\[instruments.NAME] of the configuration.")
     ] = None,
     template: Annotated[
         list[Path] | None, typer.Option(help="Template tile to name in the events; can be repeated.")
     ] = None,
-    interval_s: Annotated[float, typer.Option(min=0.0, help="Seconds between events.")] = 0.0,
+    interval_s: Annotated[
+        float, typer.Option(min=0.0, help="Seconds between events; with --watch between looks (at least 0.1).")
+    ] = 0.0,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(help="With --watch: names of images, as the shell matches them; can be repeated."),
+    ] = None,
+    settle_s: Annotated[
+        float, typer.Option(min=0.0, help="With --watch: a file that has not changed for so long is complete.")
+    ] = 2.0,
+    journal: Annotated[
+        Path | None, typer.Option(help="With --watch: what was sent, for the next start; in the folder by default.")
+    ] = None,
     replay: Annotated[
         bool, typer.Option("--replay", help="Mark them as replays: no age limit, alerts go to the replay topic.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the events as JSON lines; send nothing.")] = False,
 ) -> None:
-    """Send visit-ready events to the daemon's topic; exit status 1 where one could not be made (the others are sent)."""
-    from alertprod.stream.messages import encode_visit_ready
-    from alertprod.stream.producer import AlertProducer
-    from alertprod.stream.records import OutgoingMessage
+    """Send visit-ready events to the daemon's topic; exit status 1 where one could not be made (the others are sent).
 
+    With --watch it runs until SIGTERM or Ctrl-C (exit status 0), and waits for a broker that is away.
+    """
     loaded = load_config(config)
     uris = tuple(str(path.resolve()) for path in template) if template else None
+    if bool(files) == (watch is not None):
+        raise typer.BadParameter("name files, or a folder with --watch")
+    if watch is not None:
+        if dry_run:
+            raise typer.BadParameter("--watch sends; it has no --dry-run")
+        _watch(watch, loaded, instrument, uris, replay, max(interval_s, 0.1), settle_s, journal, tuple(pattern or ()))
+        return
     n_bad = 0
     events: list[VisitReady] = []
-    for path in files:
+    for path in files or ():
         for found in _read_events(path, loaded, instrument, uris, replay=replay):
             if isinstance(found, AlertprodError):
                 n_bad += 1
@@ -54,20 +84,69 @@ def send(
         for event in events:
             print_json(event.model_dump(exclude_none=True))
         raise typer.Exit(1 if n_bad else 0)
-    with (
-        AlertProducer(loaded.kafka.bootstrap_servers, options=loaded.kafka.security) as producer,
-        progress_bar() as progress,
-    ):
+    with _connect(loaded) as producer, progress_bar() as progress:
         bar = progress.add_task(f"Sending to {loaded.topics.visit_ready}", total=len(events))
         for n, event in enumerate(events):
             if n and interval_s:
                 time.sleep(interval_s)
-            message = OutgoingMessage(topic=loaded.topics.visit_ready, key=event.key, value=encode_visit_ready(event))
-            producer.publish([message])
+            _publish(producer, loaded, event)
             progress.advance(bar)
     err.print(f"{len(events)} events sent to {loaded.topics.visit_ready}", markup=False)
     if n_bad:
         raise typer.Exit(1)
+
+
+def _connect(config: DaemonConfig) -> "AlertProducer":
+    from alertprod.stream.producer import AlertProducer
+
+    return AlertProducer(config.kafka.bootstrap_servers, options=config.kafka.client_options())
+
+
+def _publish(producer: "AlertProducer", config: DaemonConfig, event: "VisitReady") -> None:
+    from alertprod.stream.messages import encode_visit_ready
+    from alertprod.stream.records import OutgoingMessage
+
+    producer.publish([OutgoingMessage(topic=config.topics.visit_ready, key=event.key, value=encode_visit_ready(event))])
+
+
+def _watch(
+    folder: Path,
+    config: DaemonConfig,
+    instrument: str | None,
+    templates: tuple[str, ...] | None,
+    replay: bool,
+    every_s: float,
+    settle_s: float,
+    journal: Path | None,
+    patterns: tuple[str, ...],
+) -> None:
+    """Send an event for each image that appears, until a signal; a file of which none can be made is said once."""
+    from alertprod.service.watch import IMAGE_PATTERNS, FolderWatch
+
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    watch = FolderWatch(folder.resolve(), patterns=patterns or IMAGE_PATTERNS, settle_s=settle_s, journal=journal)
+    err.print(f"watching {folder}, sending to {config.topics.visit_ready}", markup=False)
+    n_sent = 0
+    with _connect(config) as producer:
+        while not stopped.wait(every_s):
+            try:
+                for path in watch.scan():
+                    if stopped.is_set():
+                        break
+                    for found in _read_events(path, config, instrument, templates, replay=replay):
+                        if isinstance(found, AlertprodError):
+                            err.print(f"{path}: {found}", markup=False, style="red")
+                        else:
+                            _publish(producer, config, found)  # before the journal: a crash between sends it twice
+                            n_sent += 1
+                            err.print(f"{path}: sent as {found.key.decode()}", markup=False)
+                    watch.finish(path)
+            except TransientError as error:
+                err.print(f"trying again: {error}", markup=False, style="red")
+                stopped.wait(_WATCH_PAUSE_S)
+    err.print(f"{n_sent} events sent to {config.topics.visit_ready}", markup=False)
 
 
 def _read_events(

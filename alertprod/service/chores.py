@@ -28,6 +28,9 @@ CLEAN_EVERY_S: Final = 600.0
 _OUTDATED_S: Final = 300.0
 """A pointing announced for longer ago than this has been taken; its tiles were loaded with its exposures."""
 
+_STUCK_S: Final = 60.0
+"""Above each check's own patience with database and broker: what is known of them is old by then."""
+
 _NOBODY: Final = ExposureKey("", 0, 0)
 
 Prefetch = Callable[[NextVisit], None]
@@ -78,6 +81,7 @@ class Chores:
         self._clock, self._schemas, self._topic = clock, schemas, visit_ready_topic
         self._prefetch, self._clean_outbox = prefetch, clean_outbox
         self._desk = Desk("chores", inbox)
+        self._prefetcher = Desk("prefetch", inbox)  # minutes, over a slow link
         self._check_at = self._clean_at = clock.monotonic_s()
         self._is_checking = self._is_cleaning = False
         self._log = get_logger(__name__)
@@ -85,6 +89,8 @@ class Chores:
     def turn(self) -> None:
         """Begin what is due."""
         now = self._clock.monotonic_s()
+        stuck_s = self._desk.busy_for_s
+        self._health.set_problem("checks", f"unanswered for {stuck_s:.0f} s" if stuck_s > _STUCK_S else None)
         if now >= self._check_at and not self._is_checking:
             self._is_checking = True
             self._desk.submit(self._on_checked, self._check)
@@ -94,11 +100,16 @@ class Chores:
 
     def announce(self, received: Received) -> None:
         """Prefetch for a ``next_visit`` event; its lane opens again afterwards."""
-        self._desk.submit(partial(self._on_prefetched, received), partial(self._prefetch_one, received))
+        self._prefetcher.submit(partial(self._on_prefetched, received), partial(self._prefetch_one, received))
 
     def close(self) -> None:
         """End; what is under way is left to itself."""
-        self._desk.close(timeout_s=1.0)
+        for desk in (self._desk, self._prefetcher):
+            desk.close(timeout_s=1.0)
+
+    def reconfigure(self, prefetch: Prefetch | None) -> None:
+        """Fill the cache by another configuration from the next announcement on."""
+        self._prefetch = prefetch
 
     def _check(self) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from alertprod.config import DaemonConfig
 from alertprod.errors import BrokerUnavailable, ConfigError, TransientError
-from alertprod.logs import get_logger
+from alertprod.logs import configure_logs, get_logger
 from alertprod.metrics import Metrics
 from alertprod.service import steps
 from alertprod.service.chores import ChoreConsumer, Chores, Prefetch
@@ -24,6 +24,7 @@ from alertprod.service.desk import Desk, Inbox, Report
 from alertprod.service.exposures import Exposures
 from alertprod.service.health import Health
 from alertprod.service.lanes import Lanes, LaneState
+from alertprod.service.reload import Reload
 from alertprod.service.worker import WorkerPool
 from alertprod.stream.consumer import LanesCallback
 from alertprod.stream.errors import BrokerFatal
@@ -32,6 +33,9 @@ from alertprod.stream.schemas import FixedSchemas, WriterSchemas
 
 EXIT_OK: Final = 0
 EXIT_CONFIG: Final = 2
+"""The configuration, or what the start-up checks found: somebody must mend it."""
+EXIT_AWAY: Final = 69
+"""EX_UNAVAILABLE of sysexits.h: what is needed to start does not answer; start me again."""
 EXIT_FATAL: Final = 70
 """EX_SOFTWARE of sysexits.h: restart me."""
 
@@ -46,6 +50,9 @@ _ALIVE_EVERY_S: Final = 60.0
 
 _SERVE_EVERY_S: Final = 5.0
 """An idle producer hears of its fencing, and of brokers gone, only when it is served."""
+
+_DESK_LIMIT_S: Final = 300.0
+"""A desk's calls have time-outs of their own, of a minute or two; one that takes longer hangs in a library."""
 
 _CLOSE_S: Final = 5.0
 """For each desk to finish what it is at; with the budget to drain well within a supervisor's patience."""
@@ -109,6 +116,8 @@ class AlertDaemon:
         Writers' schemas of Avro events.
     prefetch, clean_outbox
         See `Chores`.
+    reload
+        What SIGHUP does; None: nothing.
 
     Notes
     -----
@@ -132,8 +141,9 @@ class AlertDaemon:
         schemas: WriterSchemas | None = None,
         prefetch: Prefetch | None = None,
         clean_outbox: Callable[[], object] | None = None,
+        reload: Reload | None = None,
     ) -> None:
-        self._config, self._identity = config, identity
+        self._config, self._identity, self._reload = config, identity, reload
         self._producer, self._ledger, self._workers, self._metrics = producer, ledger, workers, metrics
         self._clock = clock or Clock()
         self._health = health or Health(clock=self._clock.monotonic_s)
@@ -169,7 +179,11 @@ class AlertDaemon:
             prefetch=prefetch,
             clean_outbox=clean_outbox,
         )
-        self._stop_requested = False
+        self._health.watch("clerk", lambda: self._clerk.busy_for_s, limit_s=_DESK_LIMIT_S)
+        longest_s = config.kafka.transaction_max_timeout_s + _DESK_LIMIT_S
+        self._health.watch("publisher", lambda: self._publisher.busy_for_s, limit_s=longest_s)
+        self._stop_requested = self._reload_requested = False
+        self._event_at: float | None = None
         self._producer_started = False
         self._alive_at = self._serve_at = 0.0
 
@@ -177,14 +191,23 @@ class AlertDaemon:
         """Take nothing new, finish what is in flight, and let `run` return; safe in a signal handler."""
         self._stop_requested = True
 
+    def request_reload(self) -> None:
+        """Read the configuration again, soon; safe in a signal handler."""
+        self._reload_requested = True
+
     def install_signal_handlers(self) -> None:
-        """Let SIGTERM and SIGINT stop the daemon; they only set a flag."""
+        """Let SIGTERM and SIGINT stop the daemon and SIGHUP reload its configuration; they only set flags."""
 
         def request_stop(_number: int, _frame: FrameType | None) -> None:
             self.stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, request_stop)
+
+        def request_reload(_number: int, _frame: FrameType | None) -> None:
+            self.request_reload()
+
+        signal.signal(signal.SIGHUP, request_reload)
 
     def run(self) -> int:
         """Work until stopped; return the process's exit status.
@@ -228,6 +251,10 @@ class AlertDaemon:
         self._poll_events(poll_s)
         self._advance()
         self._chores.turn()
+        if self._reload_requested:
+            self._reload_requested = False
+            if self._reload is not None:
+                self._clerk.submit(self._on_reloaded, partial(self._reload, self._config))
 
     def _poll_events(self, poll_s: float) -> None:
         try:
@@ -240,6 +267,7 @@ class AlertDaemon:
             _log.warning("poll failed", problem=str(error))
 
     def _take(self, received: Received) -> None:
+        self._event_at = self._clock.monotonic_s()
         if received.topic != self._config.topics.visit_ready:
             self._chores.announce(received)
             return
@@ -343,6 +371,8 @@ class AlertDaemon:
     def _report_state(self) -> None:
         now, jobs, n_ready = self._clock.monotonic_s(), self._lanes.jobs, self._workers.n_ready
         self._metrics.inflight.set(len(jobs))
+        self._metrics.count_deliveries(self._producer.counts)
+        self._health.set_activity(inflight=len(jobs), event_at=self._event_at)
         self._metrics.oldest_inflight_seconds.set(now - min((job.since for job in jobs), default=now))
         self._metrics.assigned_partitions.set(len(self._lanes))
         self._metrics.workers_ready.set(n_ready)
@@ -354,6 +384,20 @@ class AlertDaemon:
         if now >= self._serve_at and self._producer_started:
             self._serve_at = now + _SERVE_EVERY_S
             self._publisher.submit(self._on_served, self._producer.serve)
+
+    def _on_reloaded(self, report: Report) -> None:
+        if report.error is not None:
+            self._metrics.count_reload("refused")
+            _log.error("configuration not reloaded, the old one holds", problem=str(report.error))
+            return
+        new = report.value
+        self._config, self._identity = new.config, new.identity
+        configure_logs(new.config.log, process="daemon")
+        self._exposures.reconfigure(new.config, new.identity)
+        self._workers.reconfigure(new.pipeline, new.config.workers)
+        self._chores.reconfigure(new.prefetch)
+        self._metrics.count_reload("done")
+        _log.info("configuration reloaded", **new.identity.versions(), needs_a_restart=list(new.left_out))
 
     def _on_served(self, report: Report) -> None:
         if isinstance(report.error, BrokerUnavailable):

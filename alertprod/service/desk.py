@@ -43,6 +43,7 @@ class Desk:
     def __init__(self, name: str, inbox: Inbox) -> None:
         self.name = name
         self._inbox = inbox
+        self._busy_since: float | None = None
         self._tasks: queue.SimpleQueue[tuple[Any, Callable[[], Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -50,6 +51,12 @@ class Desk:
     def submit(self, subject: Any, task: Callable[[], Any]) -> None:
         """Do `task` after all that was submitted before."""
         self._tasks.put((subject, task))
+
+    @property
+    def busy_for_s(self) -> float:
+        """Since when it is at its present task, seconds; 0 where it has none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def close(self, *, timeout_s: float) -> bool:
         """Finish what was submitted and end; False where that takes longer than `timeout_s`."""
@@ -60,7 +67,7 @@ class Desk:
     def _work(self) -> None:
         while (entry := self._tasks.get()) is not None:
             subject, task = entry
-            started = time.monotonic()
+            self._busy_since = started = time.monotonic()
             try:
                 value = task()
             except Exception as error:  # noqa: BLE001 - handed over whole; the daemon's match decides
@@ -68,3 +75,4 @@ class Desk:
                 self._inbox.put(Report(subject, error=error, traceback=traceback.format_exc(), seconds=seconds))
             else:
                 self._inbox.put(Report(subject, value=value, seconds=time.monotonic() - started))
+            self._busy_since = None

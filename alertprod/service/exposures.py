@@ -79,6 +79,12 @@ class Exposures:
         )
         self._renew_at = 0.0
 
+    def reconfigure(self, config: DaemonConfig, identity: steps.Identity) -> None:
+        """Go on by another configuration; what is in flight ends as it began."""
+        self._config, self._identity = config, identity
+        self._fates.reconfigure(config, identity)
+        self._publications.reconfigure(identity.versions())
+
     def begin(self, state: LaneState, received: Received) -> None:
         """Put an event on a free lane."""
         self._lanes.begin(
@@ -138,9 +144,14 @@ class Exposures:
             case Step.RECEIVE:
                 assert job.received is not None
                 instruments = self._config.instruments.keys()
-                self._clerk.submit(
-                    take_report, partial(steps.receive, job.received, schemas=self._schemas, instruments=instruments)
+                receive = partial(
+                    steps.receive,
+                    job.received,
+                    schemas=self._schemas,
+                    instruments=instruments,
+                    allowed_roots=self._config.store.allowed_roots,
                 )
+                self._clerk.submit(take_report, receive)
             case Step.CLAIM:
                 if not self._has_room_to_claim(job):
                     return
@@ -242,6 +253,8 @@ class Exposures:
         match outcome:
             case Claimed():
                 self._on_claimed(job, event, outcome, offset)
+            case Busy(owner) if job.is_reopening:
+                self._refuse_replay(job, event, f"{owner} is at work on it")
             case Busy(owner, until_unix_s):
                 wait_s = min(max(until_unix_s - self._clock.unix_s(), 0.2), self._config.limits.lease_s)
                 job.not_before = self._clock.monotonic_s() + wait_s
@@ -253,9 +266,18 @@ class Exposures:
             case AlreadyFinished(LedgerState.PUBLISHED, row) if event.replay:
                 job.publication = self._publications.replayed(event, row, offset=offset)
                 job.begin_at(Step.PUBLISH)
+            case AlreadyFinished(state) if job.is_reopening:
+                self._refuse_replay(job, event, f"it is {state}")
             case AlreadyFinished():
                 job.publication = self._publications.duplicate(event, offset=offset)
                 job.begin_at(Step.PUBLISH)
+
+    def _refuse_replay(self, job: Job, event: VisitReady, why: str) -> None:
+        """Pass over the replay of a dead letter whose exposure needs none."""
+        assert job.received is not None
+        log_of(job).warning("replay of a dead letter refused", why=why)
+        job.publication = self._publications.duplicate(event, offset=job.received.next_offset)
+        job.begin_at(Step.PUBLISH)
 
     def _on_claimed(self, job: Job, event: VisitReady, claim: Claimed, offset: Offset) -> None:
         job.claim = claim

@@ -22,7 +22,7 @@ from alertprod.service.clock import Clock, unix_from_mjd_tai
 from alertprod.service.lanes import Job, Lanes, Step
 from alertprod.service.publications import PublicationMaker
 from alertprod.service.steps import Identity
-from alertprod.stream.dead_letter import UNEXPECTED, make_dead_letter
+from alertprod.stream.dead_letter import UNEXPECTED, make_dead_letter, shorten_dead_letter
 from alertprod.stream.errors import BrokerFatal, PartitionRevoked
 
 _log = get_logger(__name__)
@@ -49,6 +49,10 @@ class Fates:
     ) -> None:
         self._config, self._identity, self._lanes = config, identity, lanes
         self._publications, self._metrics, self._clock = publications, metrics, clock
+
+    def reconfigure(self, config: DaemonConfig, identity: Identity) -> None:
+        """Judge by other limits from now on."""
+        self._config, self._identity = config, identity
 
     def judge(self, job: Job, error: Exception, traceback_text: str = "") -> bool:
         """Act on an error by its place in the tree.
@@ -111,8 +115,14 @@ class Fates:
         """Tell whether an error may pass, and the event is young enough to wait for it."""
         if not isinstance(error, TransientError | PartialWriteError):
             return False
-        waited_s = self._clock.unix_s() - job.received_unix_s
-        if isinstance(error, ImageNotYetAvailable) and waited_s > self._config.limits.image_wait_s:
+        limits, now = self._config.limits, self._clock.unix_s()
+        since = job.received_unix_s
+        if job.claim is not None and job.claim.first_claimed_unix_s is not None:
+            since = min(since, job.claim.first_claimed_unix_s)  # by an earlier daemon, perhaps
+        if isinstance(error, ImageNotYetAvailable) and now - since > limits.image_wait_s:
+            return False
+        is_replay = job.publication is not None and job.publication.kind == "replayed"  # its file went by age, no doubt
+        if isinstance(error, PartialWriteError) and (is_replay or now - job.received_unix_s > limits.outbox_wait_s):
             return False
         return not self.is_expired(job)
 
@@ -139,8 +149,13 @@ class Fates:
         """Send the event to the dead letters, with the summary and the offset."""
         if job.received is None:  # a stored row found on assignment: its event will come, and be judged then
             return False
-        if job.publication is not None and job.publication.kind == "dead_lettered":
+        is_refused = job.publication is not None and job.publication.kind == "dead_lettered"
+        if is_refused and job.is_shortened:
             return self.retry(job, "other", f"the dead letter itself is refused: {error}")
+        if is_refused:  # larger than the topic takes: with the reason it was given up for, and the event's beginning
+            assert job.given_up_for is not None
+            error, job.is_shortened = job.given_up_for, True
+        job.given_up_for = error
         event = job.event
         letter = make_dead_letter(
             job.received,
@@ -154,6 +169,9 @@ class Fates:
             exposure=None if event is None else (event.instrument, event.visit, event.detector),
             clock=self._clock.unix_s,
         )
+        if job.is_shortened:
+            letter = shorten_dead_letter(letter)
+        unpublished = job.publication.outbox_uri if job.publication is not None else None
         job.publication = self._publications.without_alerts(
             "dead_lettered",
             event,
@@ -162,6 +180,7 @@ class Fates:
             claim=job.claim,
             dead_letter=letter,
             result=job.result,
+            outbox_uri=unpublished,
         )
         job.begin_at(Step.PUBLISH)
         return True

@@ -1,6 +1,7 @@
-"""What a supervisor and Prometheus ask: /livez, /readyz, /metrics, on loopback unless told otherwise.
+"""What a supervisor and Prometheus ask: /livez, /readyz, /startupz, /metrics, on loopback unless told otherwise.
 
-Alive means that the poll loop turns; ready means that work would get done. A daemon without work is both.
+Started means that it was ready once. Alive means that the poll loop turns and no desk is stuck in a call; ready means
+that work would get done. A daemon without work is all three, and says ``idle``; one that must be restarted says ``wedged``.
 """
 
 import json
@@ -35,6 +36,10 @@ class Health:
         self._lock = threading.Lock()
         self._beat_at = clock()
         self._problems: dict[str, str] = {"start": "the daemon has not started"}
+        self._desks: list[tuple[str, Callable[[], float], float]] = []
+        self._has_started = False
+        self._inflight = 0
+        self._event_at: float | None = None
 
     def beat(self) -> None:
         """Say that the loop turned."""
@@ -47,11 +52,42 @@ class Health:
                 self._problems.pop(part, None)
             else:
                 self._problems[part] = problem
+            self._has_started = self._has_started or not self._problems
+
+    def watch(self, name: str, busy_for_s: Callable[[], float], *, limit_s: float) -> None:
+        """Ask something that may hang how long it has been at one thing; more than `limit_s` is wedged."""
+        self._desks.append((name, busy_for_s, limit_s))
+
+    def set_activity(self, *, inflight: int, event_at: float | None) -> None:
+        """Say how many exposures are in flight, and when the last event came (this clock's seconds)."""
+        self._inflight, self._event_at = inflight, event_at
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the daemon was ready once."""
+        return self._has_started
 
     def live(self) -> tuple[bool, str]:
-        """Return whether the loop turns, and since when it has not."""
+        """Return whether the loop turns and nothing hangs, and what of the two is not so."""
         age = self._clock() - self._beat_at
-        return age < HEARTBEAT_LIMIT_S, f"the loop turned {age:.1f} s ago"
+        if age >= HEARTBEAT_LIMIT_S:
+            return False, f"the loop turned {age:.1f} s ago"
+        for name, busy_for_s, limit_s in self._desks:
+            if (busy_s := busy_for_s()) > limit_s:
+                return False, f"the {name} has been at one thing for {busy_s:.0f} s"
+        return True, f"the loop turned {age:.1f} s ago"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what /livez says: ``state`` is starting, idle, working or wedged."""
+        live, text = self.live()
+        if not live:
+            state = "wedged"
+        elif not self._has_started:
+            state = "starting"
+        else:
+            state = "working" if self._inflight else "idle"
+        quiet_s = None if self._event_at is None else round(self._clock() - self._event_at, 1)
+        return {"live": live, "state": state, "loop": text, "inflight": self._inflight, "last_event_s_ago": quiet_s}
 
     def problems(self) -> Mapping[str, str]:
         """Return what keeps the daemon from being ready."""
@@ -122,15 +158,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/livez":
-                live, text = self.health.live()
-                self._answer(live, {"live": live, "loop": text})
+                facts = self.health.describe()
+                self._answer(facts["live"], facts)
+            case "/startupz":
+                started = self.health.has_started
+                self._answer(started, {"started": started, "problems": dict(self.health.problems())})
             case "/readyz":
                 problems = self.health.problems()
                 self._answer(not problems, {"ready": not problems, "problems": dict(problems)})
             case "/metrics":
                 self._send(HTTPStatus.OK, CONTENT_TYPE, self.render())
             case _:
-                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"/livez /readyz /metrics\n")
+                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"/livez /readyz /startupz /metrics\n")
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Leave requests out of the log: there is one every few seconds."""

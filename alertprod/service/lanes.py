@@ -59,6 +59,10 @@ class Job:
     """What to give it up with, should the ledger say that nothing was stored."""
     condemned_text: str = ""
     """Its traceback, where it came from a worker."""
+    given_up_for: Exception | None = None
+    """What its dead letter says, once it has one."""
+    is_shortened: bool = False
+    """The dead letter with the whole event was refused by the broker."""
     claimed_here: bool = False
     """Whether this job has been claimed before: then its claims say nothing of earlier daemons."""
     alone: bool = False

@@ -12,7 +12,7 @@ from alertprod.config import TopicsConfig
 from alertprod.service.clock import Clock, unix_from_mjd_tai
 from alertprod.service.work import WorkResult, summary_facts
 from alertprod.store.ledger import Claimed, ExposureKey, LedgerRow
-from alertprod.store.outbox import CorruptOutbox, read_outbox
+from alertprod.store.outbox import CorruptOutbox, read_outbox, size_of_outbox
 from alertprod.stream.messages import Outcome, VisitReady, VisitSummary, encode_visit_summary, event_key, hash_bodies
 from alertprod.stream.records import Offset, OutgoingMessage
 
@@ -36,6 +36,9 @@ class Publication:
     n_alerts: int = 0
     """How many of the messages are alerts."""
 
+    outbox_uri: str | None = None
+    """The stored file that is published, or that could not be: then the ledger is told by this name."""
+
     key: ExposureKey | None = None
     """The exposure; None for an event that could not be read."""
 
@@ -54,6 +57,16 @@ class Publication:
     facts: Mapping[str, Any] | None = None
     """What the ledger keeps of it."""
 
+    def count_bytes(self) -> int:
+        """Return about how many bytes the messages have together.
+
+        Raises
+        ------
+        StoreUnavailable
+            Raised if the outbox does not answer.
+        """
+        return 0 if self.outbox_uri is None or self.kind == "dead_lettered" else size_of_outbox(self.outbox_uri)
+
 
 class PublicationMaker:
     """Makes publications for one daemon.
@@ -70,6 +83,10 @@ class PublicationMaker:
 
     def __init__(self, topics: TopicsConfig, versions: Mapping[str, str], clock: Clock) -> None:
         self._topics, self._versions, self._clock = topics, dict(versions), clock
+
+    def reconfigure(self, versions: Mapping[str, str]) -> None:
+        """Say other versions in summaries from now on."""
+        self._versions = dict(versions)
 
     def stored(self, event: VisitReady, result: WorkResult, *, offset: Offset) -> Publication:
         """Publish what a worker has just stored."""
@@ -103,6 +120,7 @@ class PublicationMaker:
             messages=messages,
             offset=offset,
             n_alerts=row.n_alerts or 0,
+            outbox_uri=row.outbox_uri,
             key=row.key,
             band=event.band,
         )
@@ -123,8 +141,14 @@ class PublicationMaker:
         claim: Claimed | None,
         dead_letter: OutgoingMessage | None = None,
         result: WorkResult | None = None,
+        outbox_uri: str | None = None,
     ) -> Publication:
         """Say in the summary that nothing was made of an exposure, with its dead letter where there is one.
+
+        Parameters
+        ----------
+        outbox_uri
+            Of an exposure that is stored and cannot be published.
 
         Notes
         -----
@@ -153,6 +177,7 @@ class PublicationMaker:
             key=None if event is None else _key_of(event),
             band="" if event is None else event.band,
             shutter_close_unix_s=None if event is None else unix_from_mjd_tai(event.shutter_close_mjd_tai),
+            outbox_uri=outbox_uri,
             claim=claim,
             reason=reason,
             facts=facts,
@@ -170,6 +195,7 @@ class PublicationMaker:
             messages=messages,
             offset=offset,
             n_alerts=n_alerts,
+            outbox_uri=uri,
             key=key,
             band=str(facts["band"]),
             shutter_close_unix_s=unix_from_mjd_tai(facts["shutter_close_mjd_tai"]),

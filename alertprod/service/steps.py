@@ -4,12 +4,13 @@ The two between, compute and store, are a worker's (`alertprod.service.pipeline`
 desk and never on the poll thread; each may be tried again after a `TransientError`, and after a crash at any point.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from alertprod.errors import InvalidEvent
 from alertprod.service.publications import Publication
+from alertprod.store.files import is_allowed
 from alertprod.store.ledger import (
     Busy,
     Claimed,
@@ -75,7 +76,14 @@ class Producer(Protocol):
         """Fence whoever had our transactional id before."""
         ...
 
-    def publish(self, messages: Iterable[OutgoingMessage], offsets: Any = (), group_metadata: Any = None) -> Receipt:
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Since the start: messages ``delivered`` and ``undelivered``, transactions ``committed`` and ``aborted``."""
+        ...
+
+    def publish(
+        self, messages: Iterable[OutgoingMessage], offsets: Any = (), group_metadata: Any = None, *, n_bytes: int = 0
+    ) -> Receipt:
         """Publish all or, where transactional, nothing."""
         ...
 
@@ -125,6 +133,10 @@ class LedgerPort(Protocol):
         """Settle a stored exposure."""
         ...
 
+    def mark_unpublishable(self, key: ExposureKey, *, outbox_uri: str, reason: str) -> bool:
+        """Give up a stored exposure."""
+        ...
+
     def mark_skipped(self, claim: Claimed, *, reason: str, summary: Mapping[str, Any] | None = None) -> bool:
         """End an exposure with nothing to do."""
         ...
@@ -146,13 +158,15 @@ class LedgerPort(Protocol):
         ...
 
 
-def receive(received: Received, *, schemas: WriterSchemas, instruments: Collection[str]) -> VisitReady:
+def receive(
+    received: Received, *, schemas: WriterSchemas, instruments: Collection[str], allowed_roots: Sequence[str] = ()
+) -> VisitReady:
     """Decode and validate an event.
 
     Raises
     ------
     InvalidEvent
-        Raised if it is no event, or of an instrument that is not configured.
+        Raised if it is no event, of an instrument that is not configured, or names a file outside the allowed roots.
     RegistryUnavailable
         Raised if its schema must be asked for and nobody answers.
     """
@@ -160,6 +174,12 @@ def receive(received: Received, *, schemas: WriterSchemas, instruments: Collecti
     if event.instrument not in instruments:
         known = ", ".join(sorted(instruments)) or "none"
         raise InvalidEvent("instrument", f"{event.instrument!r} is not configured; known: {known}")
+    named = {"calexp_uri": [event.calexp_uri], "template_uris": event.template_uris or ()}
+    named |= {name: [uri] for name in ("background_uri", "ephemeris_uri") if (uri := getattr(event, name)) is not None}
+    for name, uris in named.items():
+        for uri in uris:
+            if not is_allowed(uri, allowed_roots):
+                raise InvalidEvent(name, f"{uri!r} is not within store.allowed_roots")
     return event
 
 
@@ -242,12 +262,15 @@ def publish(producer: Producer, offsets: Offsets, publication: Publication) -> R
         Raised if nothing was published; publish again.
     PartitionRevoked
         Raised if the lane is somebody else's by now.
-    PartialWriteError
+    PartialWriteError, StoreUnavailable
         Raised if the stored bytes cannot be read.
+    MessageRefused
+        Raised if the broker will never take one of the messages.
     """
     positions = [] if publication.offset is None else [publication.offset]
+    n_bytes = publication.count_bytes()
     metadata = offsets.group_metadata(positions) if producer.transactional else None
-    receipt = producer.publish(publication.messages(), positions, metadata)
+    receipt = producer.publish(publication.messages(), positions, metadata, n_bytes=n_bytes)
     if positions and not receipt.offsets_committed:
         offsets.commit(positions)
     return receipt
@@ -267,7 +290,9 @@ def settle(ledger: LedgerPort, publication: Publication) -> None:
             ledger.mark_published(publication.key)
         case "duplicate" | "replayed":
             return
-        case _ if publication.claim is None:  # given up before it was claimed, or stored and unreadable
+        case "dead_lettered" if publication.outbox_uri is not None and publication.key is not None:
+            ledger.mark_unpublishable(publication.key, outbox_uri=publication.outbox_uri, reason=publication.reason)
+        case _ if publication.claim is None:  # given up before it was claimed
             return
         case "skipped":
             ledger.mark_skipped(publication.claim, reason=publication.reason, summary=publication.facts)

@@ -80,6 +80,7 @@ class _Worker:
     connection: Connection
     memory: psutil.Process
     since: float
+    factory: PipelineFactory
     state: Literal["starting", "idle", "busy"] = "starting"
     ticket: int | None = None
     deadline: float = field(default=float("inf"))
@@ -118,8 +119,8 @@ class WorkerPool:
 
     @property
     def n_idle(self) -> int:
-        """Warm workers without an order."""
-        return sum(worker.state == "idle" for worker in self._workers.values())
+        """Warm workers without an order, but for those about to be replaced."""
+        return sum(self._is_free(worker) for worker in self._workers.values())
 
     @property
     def n_busy(self) -> int:
@@ -129,7 +130,7 @@ class WorkerPool:
     @property
     def n_ready(self) -> int:
         """Workers that are warm, busy or not."""
-        return self.n_idle + self.n_busy
+        return sum(worker.state != "starting" for worker in self._workers.values())
 
     def process_ids(self) -> list[int]:
         """Process ids of the living workers."""
@@ -143,7 +144,7 @@ class WorkerPool:
         RuntimeError
             Raised if none is idle.
         """
-        worker = next((worker for worker in self._workers.values() if worker.state == "idle"), None)
+        worker = next((worker for worker in self._workers.values() if self._is_free(worker)), None)
         if worker is None:
             raise RuntimeError("no worker is idle")
         now = self._clock()
@@ -167,6 +168,9 @@ class WorkerPool:
         if check_memory:
             self._next_memory_check = now + _MEMORY_CHECK_S
         for worker in list(self._workers.values()):
+            if worker.factory != self._factory and worker.state != "busy":
+                self._retire(worker)
+                continue
             report = self._collect(worker)
             if report is None:
                 cause = self._overrun(worker, check_memory=check_memory)
@@ -175,6 +179,15 @@ class WorkerPool:
                 reports.append(report)
         self._has_been_warm = self._has_been_warm or self.n_ready > 0
         return reports
+
+    def reconfigure(self, factory: PipelineFactory, config: WorkersConfig) -> None:
+        """Work by another configuration: what is under way is finished, then its worker is replaced.
+
+        Notes
+        -----
+        The number of workers stays as it was.
+        """
+        self._factory, self._config = factory, config
 
     def kill(self, ticket: int) -> None:
         """Kill the worker that has an order, without a report; it is replaced."""
@@ -212,7 +225,19 @@ class WorkerPool:
         theirs.close()
         assert process.pid is not None
         self._log.debug("worker started", worker=number, pid=process.pid)
-        return _Worker(number, process, ours, psutil.Process(process.pid), self._clock())
+        return _Worker(number, process, ours, psutil.Process(process.pid), self._clock(), self._factory)
+
+    def _is_free(self, worker: _Worker) -> bool:
+        return worker.state == "idle" and worker.factory == self._factory
+
+    def _retire(self, worker: _Worker) -> None:
+        """End a worker of an earlier configuration; its successor starts at once."""
+        self._log.info("worker replaced: the configuration changed", worker=worker.number)
+        worker.process.kill()
+        worker.process.join(1.0)
+        worker.connection.close()
+        del self._workers[worker.number]
+        self._restart_at[worker.number] = self._clock()
 
     def _collect(self, worker: _Worker) -> WorkerReport | None:
         """Take what a worker sent; or find it dead."""

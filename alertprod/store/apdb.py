@@ -19,7 +19,7 @@ from alertprod.geometry.sphere import SphericalPolygon
 from alertprod.measurement.catalog import STORED_DIA_SOURCE_COLUMNS, Catalog, Column
 from alertprod.store.database import Database
 from alertprod.store.ledger import Claimed, Ledger
-from alertprod.store.outbox import OutboxFile
+from alertprod.store.outbox import OutboxFile, remove_outbox
 from alertprod.store.sky import compute_cells, compute_cells_of_region
 from alertprod.store.tables import DIA_FORCED_SOURCE, DIA_OBJECT, DIA_SOURCE, SKY_CELL
 
@@ -170,6 +170,17 @@ class Apdb:
             self._insert(connection, DIA_SOURCE, STORED_DIA_SOURCE_COLUMNS, source_rows)
             self._insert(connection, DIA_FORCED_SOURCE, DIA_FORCED_SOURCE_COLUMNS, forced_rows)
             self._replace_objects(connection, object_rows)
+
+    def discard_outbox(self, outbox: OutboxFile) -> None:
+        """Remove the file of work that was thrown away, unless the ledger knows it after all.
+
+        Raises
+        ------
+        StoreUnavailable
+            Raised if it cannot be removed; it goes by age then.
+        """
+        if not self._ledger.states_of_outboxes([outbox.uri]):
+            remove_outbox(outbox.uri)
 
     def count_rows(self) -> dict[str, int]:
         """Return the number of rows of each table, by its name."""

@@ -2,7 +2,8 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from alertprod.errors import AlertprodError, CorruptImage, DiskFull, ImageNotYetAvailable, StoreUnavailable
+
+_LOCAL_SCHEMES = ("file", "local")
 
 MAX_FILE_BYTES = 2 << 30
 """Of a remote file that is read into memory: four times an uncompressed 4096² exposure in double precision."""
@@ -28,6 +31,29 @@ def local_path(uri: str) -> str | None:
     with translated_errors(uri):
         filesystem, path = fsspec.core.url_to_fs(uri)
     return path if isinstance(filesystem, LocalFileSystem) else None
+
+
+def is_allowed(uri: str, roots: Sequence[str]) -> bool:
+    """Tell whether an event may name a file: links and dots are followed before it is compared.
+
+    Parameters
+    ----------
+    roots
+        Folders, or URI prefixes. None at all: any local file.
+    """
+    if "::" in uri:  # fsspec's chains, by which one protocol is handed to another
+        return False
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme in _LOCAL_SCHEMES:
+        real = os.path.realpath(rest if separator else uri)
+        folders = [os.path.realpath(root.removeprefix("file://")) for root in roots if _is_local(root)]
+        return not roots or any(real.startswith(folder.rstrip("/") + "/") for folder in folders)
+    prefixes = [root.rstrip("/") + "/" for root in roots if not _is_local(root)]
+    return ".." not in rest.split("/") and uri.startswith(tuple(prefixes))
+
+
+def _is_local(root: str) -> bool:
+    return "://" not in root or root.startswith("file://")
 
 
 def read_bytes(uri: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:

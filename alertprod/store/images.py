@@ -1,5 +1,8 @@
 """Exposures by URI."""
 
+from pathlib import Path
+
+from alertprod.errors import CorruptImage
 from alertprod.images.exposure import Exposure
 from alertprod.images.fits_io import load_exposure
 from alertprod.images.profile import InstrumentProfile
@@ -27,4 +30,6 @@ class ImageStore:
             Raised if the file cannot be read as an exposure.
         """
         path = local_path(uri)
+        if path is not None and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise CorruptImage(uri, "file", "no regular file")
         return load_exposure(read_bytes(uri) if path is None else path, profile, name=uri)

@@ -18,7 +18,7 @@ Leases are compared with the clocks of the hosts: keep these within seconds of o
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -96,12 +96,15 @@ class Claimed:
         Number of claims there have been, this one included; with `key` it is the fencing token.
     worker_deaths
         Workers that this exposure has hung, crashed or outgrown since it was last opened.
+    first_claimed_unix_s
+        When it was first claimed since it was last opened, whoever did; None where nobody asked the ledger.
     """
 
     key: ExposureKey
     claims: int
     worker_deaths: int
     owner: str
+    first_claimed_unix_s: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ class Ledger:
             The event that asks for it; the row remembers the latest claim's.
         reopen
             A dead-letter replay: an end without stored bytes (skipped, expired, dead_lettered) is claimed
-            again, its worker deaths forgotten. Alive leases and what is stored or published stay as they are.
+            again, its worker deaths forgotten. Alive leases and what is stored or published stay as they are, and so
+            does what was stored and could not be published (`mark_unpublishable`): its sources have their ids already.
 
         Returns
         -------
@@ -204,7 +208,7 @@ class Ledger:
         }
         ledger = EXPOSURE_LEDGER.c
         lease_is_over = (ledger.state == LedgerState.CLAIMED.value) & (ledger.lease_until_unix_s <= now)
-        reopened = ledger.state.in_([state.value for state in _REOPENED_BY_REPLAY])
+        reopened = ledger.state.in_([state.value for state in _REOPENED_BY_REPLAY]) & ledger.outbox_uri.is_(None)
         with self._database.write() as connection:
             row_key = {"instrument": key.instrument, "visit": key.visit, "detector": key.detector}
             inserted = connection.execute(
@@ -214,7 +218,7 @@ class Ledger:
                 .returning(ledger.claims)  # not the row count, which not every driver tells of an INSERT
             ).first()
             if inserted is not None:
-                return Claimed(key=key, claims=1, worker_deaths=0, owner=owner)
+                return Claimed(key=key, claims=1, worker_deaths=0, owner=owner, first_claimed_unix_s=now)
             claimed = connection.execute(
                 sa.update(EXPOSURE_LEDGER)
                 .where(_is(key), lease_is_over | reopened if reopen else lease_is_over)
@@ -222,13 +226,20 @@ class Ledger:
                     **new,
                     claims=ledger.claims + 1,
                     worker_deaths=sa.case((lease_is_over, ledger.worker_deaths), else_=0),
+                    first_claimed_unix_s=sa.case((lease_is_over, ledger.first_claimed_unix_s), else_=now),
                     reason=None,
                     summary=None,
                 )
-                .returning(ledger.claims, ledger.worker_deaths)
+                .returning(ledger.claims, ledger.worker_deaths, ledger.first_claimed_unix_s)
             ).first()
             if claimed is not None:
-                return Claimed(key=key, claims=claimed.claims, worker_deaths=claimed.worker_deaths, owner=owner)
+                return Claimed(
+                    key=key,
+                    claims=claimed.claims,
+                    worker_deaths=claimed.worker_deaths,
+                    owner=owner,
+                    first_claimed_unix_s=claimed.first_claimed_unix_s,
+                )
             row = _row(connection.execute(sa.select(EXPOSURE_LEDGER).where(_is(key))).one())
         match row.state:
             case LedgerState.CLAIMED:
@@ -298,6 +309,23 @@ class Ledger:
                 sa.update(EXPOSURE_LEDGER)
                 .where(_is(key), EXPOSURE_LEDGER.c.state == LedgerState.STORED.value)
                 .values(state=LedgerState.PUBLISHED.value, changed_unix_s=self._clock())
+            )
+        return changed.rowcount == 1
+
+    def mark_unpublishable(self, key: ExposureKey, *, outbox_uri: str, reason: str) -> bool:
+        """Give up a stored exposure whose alerts cannot be sent: its file is gone, or the broker refuses a message.
+
+        Notes
+        -----
+        Its rows stay, and its DiaSources keep their ids; the state says that their alerts never went out. False where
+        the row is not ``stored`` with this file any more.
+        """
+        ledger = EXPOSURE_LEDGER.c
+        with self._database.write() as connection:
+            changed = connection.execute(
+                sa.update(EXPOSURE_LEDGER)
+                .where(_is(key), ledger.state == LedgerState.STORED.value, ledger.outbox_uri == outbox_uri)
+                .values(state=LedgerState.DEAD_LETTERED.value, reason=reason, changed_unix_s=self._clock())
             )
         return changed.rowcount == 1
 

@@ -174,6 +174,35 @@ def read_outbox(uri: str, sha256: str) -> Iterator[OutboxMessage]:
         yield from _read_stream(uri, file, None)
 
 
+def size_of_outbox(uri: str) -> int:
+    """Return a file's bytes; 0 where it is gone, which whoever reads it will hear of.
+
+    Raises
+    ------
+    StoreUnavailable
+        Raised if the store does not answer.
+    """
+    with _translated_errors(uri):
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        try:
+            return int(filesystem.info(path).get("size") or 0)
+        except FileNotFoundError:
+            return 0
+
+
+def remove_outbox(uri: str) -> None:
+    """Remove a file that no ledger row names: one whose claim was lost. It need not be there.
+
+    Raises
+    ------
+    StoreUnavailable
+        Raised if it cannot be removed.
+    """
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    with _translated_errors(uri), contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(path)
+
+
 def clean_outbox(
     root: str,
     states_of: Callable[[list[str]], Mapping[str, LedgerState]],

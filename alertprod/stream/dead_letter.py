@@ -19,6 +19,12 @@ REPLAY_HEADER: Final = "alertprod-replay"
 
 _REPLAY_OF_DEAD_LETTER: Final = b"dead-letter"
 
+TRUNCATED_HEADER: Final = HEADER_PREFIX + "truncated-from"
+"""On a dead letter that the topic would not take whole: how many bytes the event has. It cannot be replayed from here."""
+
+SHORTENED_BYTES: Final = 512 << 10
+"""Of an event whose dead letter was refused: below every broker's limit, and no event of ours is half as long."""
+
 MAX_MESSAGE_BYTES: Final = 2048
 MAX_STACKTRACE_BYTES: Final = 8192
 """Headers count towards the broker's limit on a message; the end of a traceback says most."""
@@ -117,6 +123,20 @@ def make_dead_letter(
     return OutgoingMessage(topic=topic, key=received.key, value=received.value, headers=headers)
 
 
+def shorten_dead_letter(letter: OutgoingMessage) -> OutgoingMessage:
+    """Return a dead letter that any topic takes: the event's beginning, without its own headers and the traceback."""
+    value, key = letter.value or b"", letter.key
+    headers = tuple(
+        pair for pair in letter.headers if pair[0].startswith(HEADER_PREFIX) and pair[0] != _header("stacktrace")
+    )
+    return OutgoingMessage(
+        topic=letter.topic,
+        key=None if key is None else key[:SHORTENED_BYTES],
+        value=value[:SHORTENED_BYTES],
+        headers=(*headers, (TRUNCATED_HEADER, str(len(value)).encode())),
+    )
+
+
 def parse_dead_letter(received: Received) -> DeadLetter:
     """Return what the headers of a dead letter say.
 
@@ -147,9 +167,12 @@ def make_replay(received: Received) -> OutgoingMessage:
     Raises
     ------
     InvalidEvent
-        Raised if the headers are not a dead letter's.
+        Raised if the headers are not a dead letter's, or it has only the beginning of the event.
     """
     letter = parse_dead_letter(received)
+    whole = dict(received.headers).get(TRUNCATED_HEADER)
+    if whole is not None:
+        raise InvalidEvent("value", f"only the beginning of {whole.decode(errors='replace')} bytes is here")
     headers = (*_own_headers(received), (REPLAY_HEADER, _REPLAY_OF_DEAD_LETTER))
     return OutgoingMessage(topic=letter.topic, key=received.key, value=received.value, headers=headers)
 

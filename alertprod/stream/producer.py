@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -44,6 +45,8 @@ _SHARE_TO_FILL: Final = 0.8
 """Of the transaction's time; after it we abort, since a producer whose transaction the broker ended is fenced."""
 _SERVE_EVERY: Final = 256
 """Messages produced between two looks at the delivery reports."""
+_CALM_S: Final = 300.0
+"""After a large transaction its long time-out is kept for so long: large exposures come in rows."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +88,18 @@ def producer_configuration(
     return settings
 
 
+def fit_transaction_timeout(n_bytes: int, *, least_s: float, most_s: float, min_bytes_per_s: float) -> float:
+    """Return the time-out for a transaction of so many bytes: `least_s`, doubled until they fit, at most `most_s`.
+
+    Notes
+    -----
+    In steps, since a producer has one time-out for its life and each change costs a new one.
+    """
+    needed_s = n_bytes / min_bytes_per_s / _SHARE_TO_FILL
+    steps = max(0, math.ceil(math.log2(needed_s / least_s))) if needed_s > least_s else 0
+    return min(most_s, least_s * 2.0**steps)
+
+
 class _Abortable(Exception):
     """The transaction must be aborted; carries what to raise after that."""
 
@@ -96,8 +111,8 @@ class _Abortable(Exception):
 class _Batch:
     """The delivery reports of one `publish`."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], counts: Counter[str]) -> None:
+        self._clock, self._counts = clock, counts
         self.acked_at: list[float] = []
         self.n_reported = 0
         self.failure: BrokerUnavailable | BrokerFatal | MessageRefused | None = None
@@ -114,7 +129,10 @@ class _Batch:
         self.n_reported += 1
         if error is None:
             self.acked_at[index] = self._clock()
-        elif self.failure is None:
+            self._counts["delivered"] += 1
+            return
+        self._counts["undelivered"] += 1
+        if self.failure is None:
             topic, value = str(message.topic()), message.value()
             self.failure = (
                 MessageRefused(topic, _key(message), len(value or b""), error.str())
@@ -136,6 +154,9 @@ class AlertProducer:
     transaction_timeout_s
         The broker aborts a transaction that is open for longer. Open transactions hold up every `read_committed`
         reader of their topics.
+    transaction_max_timeout_s, transaction_min_bytes_per_s
+        A transaction whose bytes take longer than that at this rate gets more time, up to a limit (the brokers have
+        one too, ``transaction.max.timeout.ms``).
     delivery_timeout_s
         After this a message counts as not delivered.
     commit_timeout_s
@@ -159,6 +180,8 @@ class AlertProducer:
         *,
         transactional_id: str | None = None,
         transaction_timeout_s: float = 60.0,
+        transaction_max_timeout_s: float = 900.0,
+        transaction_min_bytes_per_s: float = 4e6,
         delivery_timeout_s: float = 45.0,
         commit_timeout_s: float = 120.0,
         compression: Compression = "zstd",
@@ -167,24 +190,27 @@ class AlertProducer:
     ) -> None:
         self.transactional = transactional_id is not None
         """Whether `publish` is all or nothing and carries offsets."""
-        self._transaction_timeout_s = transaction_timeout_s
+        self.counts: Counter[str] = Counter()
+        """Since the start: messages ``delivered`` and ``undelivered``, transactions ``committed`` and ``aborted``."""
+        self._transaction_timeout_s = self._least_timeout_s = transaction_timeout_s
+        self._fit = functools.partial(
+            fit_transaction_timeout,
+            least_s=transaction_timeout_s,
+            most_s=max(transaction_timeout_s, transaction_max_timeout_s),
+            min_bytes_per_s=transaction_min_bytes_per_s,
+        )
+        self._large_until = -math.inf
         self._delivery_timeout_s = delivery_timeout_s
         self._commit_timeout_s = commit_timeout_s
         self._clock = clock
         self._started = False
         self._must_abort = False
         self._interrupted = threading.Event()
-        settings = producer_configuration(
-            bootstrap_servers,
-            transactional_id=transactional_id,
-            transaction_timeout_s=transaction_timeout_s,
-            delivery_timeout_s=delivery_timeout_s,
-            compression=compression,
+        self._make_settings = functools.partial(
+            producer_configuration, bootstrap_servers, transactional_id=transactional_id, compression=compression
         )
-        try:
-            self._producer = Producer({**settings, **(options or {}), "error_cb": log_client_error}, logger=client_log)
-        except (KafkaException, ValueError, TypeError) as error:
-            raise ConfigError("configuration", "kafka producer", str(error)) from error
+        self._options = {**(options or {}), "error_cb": log_client_error}
+        self._producer = self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -193,6 +219,17 @@ class AlertProducer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _connect(self) -> Producer:
+        # What waits in the queue of a large transaction has longer to go, too.
+        stretch = self._transaction_timeout_s / self._least_timeout_s
+        settings = self._make_settings(
+            transaction_timeout_s=self._transaction_timeout_s, delivery_timeout_s=self._delivery_timeout_s * stretch
+        )
+        try:
+            return Producer({**settings, **self._options}, logger=client_log)
+        except (KafkaException, ValueError, TypeError) as error:
+            raise ConfigError("configuration", "kafka producer", str(error)) from error
 
     def start(self, *, timeout_s: float = 30.0) -> None:
         """Register the transactional id: ends what an earlier producer left open, and fences it.
@@ -217,11 +254,17 @@ class AlertProducer:
         self._started = True
 
     def publish(
-        self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset] = (), group_metadata: Any = None
+        self,
+        messages: Iterable[OutgoingMessage],
+        offsets: Sequence[Offset] = (),
+        group_metadata: Any = None,
+        *,
+        n_bytes: int = 0,
     ) -> Receipt:
         """Publish messages and offsets.
 
-        1. begin a transaction, having ended an earlier one that could not be ended in its time;
+        1. begin a transaction, having ended an earlier one that could not be ended in its time, with a time-out that
+           its bytes fit into;
         2. produce every message, waiting where librdkafka's queue is full;
         3. wait for every delivery report;
         4. add the offsets to the transaction;
@@ -237,6 +280,8 @@ class AlertProducer:
             Of lanes assigned now: the offset after the event that is done with this.
         group_metadata
             `EventConsumer.group_metadata`, asked for just before.
+        n_bytes
+            Of the messages together, about; 0 for few.
 
         Returns
         -------
@@ -260,6 +305,7 @@ class AlertProducer:
             raise ValueError(msg)
         if self._must_abort:
             self._abort(_ABORT_S)
+        self._make_time_for(n_bytes)
         try:
             self._producer.begin_transaction()
         except KafkaException as error:
@@ -275,6 +321,7 @@ class AlertProducer:
             self._abort_quietly(_ABORT_S)
             raise
         self._commit()
+        self.counts["committed"] += 1
         now = self._clock()
         return Receipt((now,) * n_messages, offsets_committed=bool(offsets))
 
@@ -304,11 +351,25 @@ class AlertProducer:
         except (BrokerFatal, KafkaException) as error:
             _log.warning("closing a producer that is finished: %s", error)
 
+    def _make_time_for(self, n_bytes: int) -> None:
+        """Have the transaction time-out that so many bytes need: a new client under the same transactional id."""
+        timeout_s, now = self._fit(n_bytes), time.monotonic()
+        if timeout_s > self._least_timeout_s:
+            self._large_until = now + _CALM_S
+        is_calm = timeout_s < self._transaction_timeout_s and now > self._large_until
+        if timeout_s <= self._transaction_timeout_s and not is_calm:
+            return
+        _log.info("transactions have %.0f s from now on", timeout_s)
+        self._transaction_timeout_s, self._started = timeout_s, False
+        self._producer = self._connect()  # nothing is open under the old one, which ends here
+        self.start()
+
     def _fill_transaction(
         self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset], group_metadata: Any
     ) -> int:
         deadline = _after(_SHARE_TO_FILL * self._transaction_timeout_s)
-        batch = self._produce(messages, deadline)
+        batch = self._new_batch()
+        self._produce(messages, batch, deadline)
         self._await_reports(batch, deadline)
         if offsets:
             positions = [TopicPartition(*offset) for offset in offsets]
@@ -318,19 +379,21 @@ class AlertProducer:
 
     def _deliver_at_least_once(self, messages: Iterable[OutgoingMessage]) -> list[float]:
         try:
-            batch = self._produce(messages, math.inf)  # each message has its own time, so each is reported
+            batch = self._new_batch()
+            self._produce(messages, batch, math.inf)  # each message has its own time, so each is reported
             self._await_reports(batch, _after(self._delivery_timeout_s + 5 * _CALL_S))
         except _Abortable as error:
             raise error.outcome from error
         return batch.acked_at
 
-    def _produce(self, messages: Iterable[OutgoingMessage], deadline: float) -> _Batch:
-        batch = _Batch(self._clock)
+    def _new_batch(self) -> _Batch:
+        return _Batch(self._clock, self.counts)
+
+    def _produce(self, messages: Iterable[OutgoingMessage], batch: _Batch, deadline: float) -> None:
         for message in messages:
             self._produce_one(message, batch, deadline)
             if len(batch.acked_at) % _SERVE_EVERY == 0:
                 self._serve_reports(batch, deadline)
-        return batch
 
     def _produce_one(self, message: OutgoingMessage, batch: _Batch, deadline: float) -> None:
         partition = _ANY_PARTITION if message.partition is None else message.partition
@@ -413,6 +476,8 @@ class AlertProducer:
             raise error.outcome from error
 
     def _abort(self, timeout_s: float) -> None:
+        if not self._must_abort:
+            self.counts["aborted"] += 1
         self._must_abort = True
         try:
             self._persist("abort of the transaction", self._producer.abort_transaction, _after(timeout_s))

@@ -140,6 +140,10 @@ class RegistrySchemas:
             _remember(self._known, schema_id, schema)
         return schema
 
+    def knows(self, schema_id: int) -> bool:
+        """Tell whether the registry has a schema; `RegistryUnavailable` when it does not answer."""
+        return self._fetch(schema_id) is not None
+
     def _fetch(self, schema_id: int) -> bytes | None:
         request = urllib.request.Request(f"{self._url}/schemas/ids/{schema_id}", headers=self._headers)  # noqa: S310 - the scheme is checked above
         try:

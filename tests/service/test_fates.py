@@ -1,5 +1,7 @@
 """The fate of each error."""
 
+import dataclasses
+
 import pytest
 from daemon_fakes import make_event
 
@@ -19,16 +21,17 @@ from alertprod.metrics import Metrics
 from alertprod.service.clock import mjd_tai_from_unix
 from alertprod.service.fates import Fates
 from alertprod.service.lanes import Lanes, Step
-from alertprod.service.publications import PublicationMaker
+from alertprod.service.publications import Publication, PublicationMaker
 from alertprod.service.steps import Identity
-from alertprod.store.ledger import ExposureKey
-from alertprod.stream.dead_letter import REPLAY_HEADER, parse_dead_letter
-from alertprod.stream.errors import BrokerFatal, PartitionRevoked, ProducerFenced
+from alertprod.store.ledger import Claimed, ExposureKey
+from alertprod.stream.dead_letter import REPLAY_HEADER, TRUNCATED_HEADER, parse_dead_letter
+from alertprod.stream.errors import BrokerFatal, MessageRefused, PartitionRevoked, ProducerFenced
 from alertprod.stream.messages import decode_visit_summary
 from alertprod.stream.records import Lane, Offset, Received
 
 NOW = 1_800_000_000.0
 AGE_LIMIT_S = 100.0
+OUTBOX_WAIT_S = 20.0
 
 
 class StoppedClock:
@@ -56,7 +59,13 @@ def metrics():
 def fates(lanes, metrics):
     config = DaemonConfig(
         instruments={"Camera": InstrumentConfig()},
-        limits=LimitsConfig(max_event_age_s=AGE_LIMIT_S, image_wait_s=10.0, retry_first_s=1.0, retry_max_s=8.0),
+        limits=LimitsConfig(
+            max_event_age_s=AGE_LIMIT_S,
+            image_wait_s=10.0,
+            outbox_wait_s=OUTBOX_WAIT_S,
+            retry_first_s=1.0,
+            retry_max_s=8.0,
+        ),
     )
     identity = Identity(owner="me", version="1.0", config_hash="c0ffee")
     clock = StoppedClock()
@@ -210,15 +219,57 @@ def test_while_stopping_nothing_is_tried_again(fates, make_job, lanes):
     assert not fates.judge(make_job(), StoreUnavailable("away"))
 
 
-def test_a_dead_letter_that_is_refused_is_not_given_up_again(fates, make_job, metrics):
+def test_a_dead_letter_that_is_refused_is_sent_shortened_with_the_first_reason_and_then_only_tried_again(
+    fates, make_job
+):
     job = make_job()
     fates.judge(job, CorruptImage("x", "IMAGE", "bad"))
-    publication = job.publication
 
-    assert fates.judge(job, AlertprodError("refused"))
+    assert fates.judge(job, MessageRefused("dead-letters", b"key", 1 << 24, "too large"))
 
-    assert job.publication is publication
+    assert (job.step, job.not_before, job.publication.reason) == (Step.PUBLISH, 0.0, "corrupt_image")
+    letter, _summary = job.publication.messages()
+    assert dict(letter.headers)[TRUNCATED_HEADER] == str(len(job.received.value)).encode()
+    shortened = job.publication
+
+    assert fates.judge(job, MessageRefused("dead-letters", b"key", 1 << 10, "too large"))
+
+    assert job.publication is shortened
     assert job.not_before > 50.0
+
+
+def test_what_is_stored_and_cannot_be_read_is_waited_for_a_while_and_then_given_up_by_its_files_name(fates, make_job):
+    job = make_job()
+    job.publication = dataclasses.replace(stored_publication(), outbox_uri="/outbox/1.outbox")
+
+    assert fates.judge(job, PartialWriteError("gone"))
+    assert job.publication.kind == "published"
+
+    job.received_unix_s = NOW - OUTBOX_WAIT_S - 1.0
+    assert fates.judge(job, PartialWriteError("gone"))
+    assert (job.publication.kind, job.publication.outbox_uri) == ("dead_lettered", "/outbox/1.outbox")
+
+
+def test_a_replay_whose_stored_bytes_went_by_age_holds_nothing_up(fates, make_job):
+    job = make_job()
+    job.publication = dataclasses.replace(stored_publication(), kind="replayed")
+
+    assert fates.judge(job, PartialWriteError("gone"))
+
+    assert job.publication.kind == "dead_lettered"
+
+
+def test_the_wait_for_an_image_counts_from_the_first_claim_whoever_made_it(fates, make_job):
+    job = make_job()
+    job.claim = Claimed(ExposureKey("Camera", 1, 0), 2, 0, "daemon-0", first_claimed_unix_s=NOW - 11.0)
+
+    assert fates.judge(job, ImageNotYetAvailable("file:///late.fits"))
+
+    assert job.publication.kind == "dead_lettered"
+
+
+def stored_publication():
+    return Publication(kind="published", messages=lambda: iter(()), offset=None)
 
 
 def test_a_stored_row_without_its_event_waits_for_the_event(fates, make_job):
