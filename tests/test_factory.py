@@ -5,10 +5,28 @@ import pickle
 from pathlib import Path
 
 import pytest
+from installed_scorers import install as install_scorers
 
-from alertprod.config import DaemonConfig, InstrumentConfig, StoreConfig, WorkersConfig
+from alertprod.association import config as association_config
+from alertprod.association import solar_system
+from alertprod.config import (
+    AlertsConfig,
+    AssociationConfig,
+    DaemonConfig,
+    InstrumentConfig,
+    SolarSystemConfig,
+    StoreConfig,
+    WorkersConfig,
+)
 from alertprod.errors import ConfigError
-from alertprod.factory import WorkerPipeline, check_config, create_instruments, create_schemas, create_task
+from alertprod.factory import (
+    WorkerPipeline,
+    check_config,
+    create_instruments,
+    create_schemas,
+    create_science,
+    create_task,
+)
 from alertprod.ids import RubinPacker, SequencePacker
 from alertprod.images.profile import NATIVE_PROFILE, PROFILES_DIRECTORY
 from alertprod.service.pipeline import ExposurePipeline
@@ -198,3 +216,63 @@ def test_a_workers_pipeline_travels_to_its_process(configure):
 
 def test_without_a_registry_schemas_are_the_projects_own(configure):
     assert isinstance(create_schemas(configure(Camera={"profile": "saao"})), FixedSchemas)
+
+
+# -- association, scores, the Solar System --
+
+
+def test_settings_of_association_and_solar_system_reach_the_pipeline(configure):
+    config = configure(Camera={"profile": "saao"}).model_copy(
+        update={
+            "association": AssociationConfig(
+                radius_arcsec=2.0,
+                systematic_err_arcsec=0.3,
+                history_days=100.0,
+                excluded_flags=(),
+                new_object_flags=("glint_trail",),
+                min_science_snr=-4.0,
+                max_trail_deg_per_day=24.0,
+                min_new_object_reliability=0.3,
+            ),
+            "solar_system": SolarSystemConfig(radius_arcsec=3.0, max_propagation_s=60.0),
+        }
+    )
+    science = create_science(config)
+    assert science.scorer is None
+    made = science.association
+    assert (made.radius_arcsec, made.systematic_err_arcsec, made.history_days) == (2.0, 0.3, 100.0)
+    assert (made.excluded_flags, made.new_object_flags) == ((), ("glint_trail",))
+    assert (made.min_science_snr, made.min_reliability, made.min_new_object_reliability) == (-4.0, None, 0.3)
+    assert made.max_trail_rate_arcsec_per_s == pytest.approx(1.0)
+    bodies = science.solar_system
+    assert (bodies.radius_arcsec, bodies.systematic_err_arcsec, bodies.max_propagation_s) == (3.0, 0.3, 60.0)
+
+
+def test_defaults_of_the_configuration_are_those_of_the_science(configure):
+    science = create_science(configure(Camera={"profile": "saao"}))
+    defaults = association_config.AssociationConfig()
+    for name in (slot for slot in defaults.__slots__ if slot != "max_trail_rate_arcsec_per_s"):
+        assert getattr(science.association, name) == getattr(defaults, name), name
+    assert science.association.max_trail_rate_arcsec_per_s == pytest.approx(defaults.max_trail_rate_arcsec_per_s)
+    assert science.solar_system == solar_system.SolarSystemConfig()
+
+
+def test_a_flag_that_is_none_is_named_with_file_and_field(configure):
+    association = AssociationConfig(excluded_flags=("psf_flux_flg",))
+    config = configure(Camera={"profile": "saao"}).model_copy(update={"association": association})
+    error = check(config)
+    assert (error.source, error.field) == (SOURCE, "association.excluded_flags")
+    assert "psf_flux_flg" in error.problem
+
+
+def test_a_scorer_that_is_not_installed_is_named_and_one_that_is_is_made(configure, tmp_path, monkeypatch):
+    alerts = AlertsConfig(scorer="sharpness", scorer_options={"name": "mine"}, min_reliability=0.4)
+    config = configure(Camera={"profile": "saao"}).model_copy(update={"alerts": alerts})
+    error = check(config)
+    assert (error.source, error.field) == (SOURCE, "alerts.scorer")
+    assert "sharpness" in error.problem
+    install_scorers(tmp_path, monkeypatch)
+    check_config(config, source=SOURCE)
+    science = create_science(config)
+    assert science.scorer.stamp_size == 21
+    assert science.association.min_reliability == 0.4

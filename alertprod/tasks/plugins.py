@@ -6,7 +6,7 @@ ReferenceLoader``.
 """
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,21 @@ def open_reference_catalog(uri: str, *, columns: Mapping[str, str], epoch_mjd_ta
     return loader
 
 
+def find_plugin(group: str, name: str) -> EntryPoint:
+    """Return an entry point, which nothing is imported for.
+
+    Raises
+    ------
+    ConfigError
+        Raised if there is no such one.
+    """
+    found = entry_points(group=group)
+    if name not in found.names:
+        known = ", ".join(sorted(found.names)) or "none; is the package installed?"
+        raise ConfigError(f"entry points {group}", name, f"there is no such one; there are: {known}")
+    return found[name]
+
+
 def load_plugin(group: str, name: str) -> Any:
     """Return what an entry point names.
 
@@ -90,11 +105,8 @@ def load_plugin(group: str, name: str) -> Any:
     ConfigError
         Raised if there is no such one, or it cannot be imported.
     """
-    found = entry_points(group=group)
-    if name not in found.names:
-        known = ", ".join(sorted(found.names)) or "none; is the package installed?"
-        raise ConfigError(f"entry points {group}", name, f"there is no such one; there are: {known}")
+    plugin = find_plugin(group, name)
     try:
-        return found[name].load()
+        return plugin.load()
     except Exception as error:  # somebody else's module: whatever its import raises, it cannot be used
         raise ConfigError(f"entry points {group}", name, f"{type(error).__name__}: {error}") from error
