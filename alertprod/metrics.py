@@ -107,6 +107,22 @@ DELIVERY_OUTCOMES: Final = ("delivered", "undelivered")
 TRANSACTION_OUTCOMES: Final = ("committed", "aborted")
 RELOAD_OUTCOMES: Final = ("done", "refused")
 
+SOURCE_OUTCOMES: Final = (
+    "matched_objects",
+    "new_objects",
+    "solar_system",
+    "dropped_low_reliability",
+    "dropped_unfit_for_new_object",
+    "dropped_excluded",
+)
+"""What became of the DiaSources of stored exposures, as the visit summary counts them. ``dropped_excluded`` is every other
+reason to drop one: flags by name, trails, positions that failed."""
+
+_DROPPED = "dropped_"
+
+SHORTCOMINGS: Final = ("scorer_failed", "ephemerides_failed", "missing_cutouts")
+"""What alerts may lack though they go out, as the visit summary counts it."""
+
 OTHER: Final = "other"
 
 
@@ -173,6 +189,12 @@ class Metrics:
         self._cache_misses = self._counter("template_cache_misses", "Template tiles read from their URI.", ())
         self._cache_evictions = self._counter("template_cache_evictions", "Template tiles that made room.", ())
         self._cache_bytes = self._gauge("template_cache_bytes", "Decoded tiles in the cache, bytes.", ())
+        self._sources = self._counter("dia_sources", "DiaSources by what became of them.", ("instrument", "outcome"))
+        self._shortcomings = self._counter(
+            "shortcomings",
+            "What alerts lack: exposures without scores or without predicted positions, cutouts that could not be made.",
+            ("instrument", "what"),
+        )
         self._prefetches = self._counter("prefetches", "Announced pointings.", ("outcome",))
 
         self.consumer_lag = self._gauge("consumer_lag", "Events waiting on the partitions assigned here.", ())
@@ -232,6 +254,17 @@ class Metrics:
     def count_prefetch(self, outcome: str) -> None:
         """Count an announced pointing: done, failed, dropped, invalid."""
         self._prefetches.labels(_closed(outcome, _PREFETCH_OUTCOMES)).inc()
+
+    def count_sources(self, instrument: str, counts: Mapping[str, int]) -> None:
+        """Add the counts of one exposure that was stored; kinds that are no outcome and no shortcoming are left out."""
+        name = self._instrument(instrument)
+        for kind, n in counts.items():
+            if kind in SHORTCOMINGS:
+                self._shortcomings.labels(name, kind).inc(n)
+            elif kind in SOURCE_OUTCOMES:
+                self._sources.labels(name, kind).inc(n)
+            elif kind.startswith(_DROPPED):
+                self._sources.labels(name, f"{_DROPPED}excluded").inc(n)
 
     def count_cache(self, *, hits: int, misses: int, evictions: int, size_bytes: int | None) -> None:
         """Add one exposure's use of the template cache."""
@@ -322,6 +355,10 @@ class Metrics:
                 self._exposures.labels(instrument, outcome)
             for outcome in ALERT_OUTCOMES:
                 self._alerts.labels(instrument, outcome)
+            for outcome in SOURCE_OUTCOMES:
+                self._sources.labels(instrument, outcome)
+            for what in SHORTCOMINGS:
+                self._shortcomings.labels(instrument, what)
 
     def _histogram(self, name: str, meaning: str, labels: tuple[str, ...], edges: tuple[float, ...]) -> Histogram:
         return Histogram(f"alertprod_{name}", meaning, labels, buckets=edges, registry=self.registry)

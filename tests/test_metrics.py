@@ -90,6 +90,29 @@ def test_science_figures_are_observed_and_nan_is_not(metrics):
     assert not sample(metrics, "pull_width_count", **labels)
 
 
+def test_sources_are_counted_by_what_became_of_them(metrics):
+    for _ in range(2):
+        metrics.count_sources(
+            "Camera",
+            {
+                "dia_sources": 20,
+                "matched_objects": 5,
+                "dropped_low_reliability": 3,
+                "dropped_centroid_flag": 2,
+                "dropped_long_trail": 1,
+                "scorer_failed": 0,
+                "ephemerides_failed": 1,
+            },
+        )
+    labels = {"instrument": "Camera"}
+    assert sample(metrics, "dia_sources_total", outcome="matched_objects", **labels) == 10
+    assert sample(metrics, "dia_sources_total", outcome="dropped_low_reliability", **labels) == 6
+    assert sample(metrics, "dia_sources_total", outcome="dropped_excluded", **labels) == 6
+    assert sample(metrics, "dia_sources_total", outcome="new_objects", **labels) == 0
+    assert sample(metrics, "shortcomings_total", what="scorer_failed", **labels) == 0
+    assert sample(metrics, "shortcomings_total", what="ephemerides_failed", **labels) == 2
+
+
 def test_stage_names_are_a_closed_set(metrics):
     metrics.observe_stages({"match": 1.5, "something new": 2.0})
 

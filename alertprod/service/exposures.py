@@ -411,6 +411,7 @@ class Exposures:
         )
         match result.outcome:
             case "stored":
+                self._metrics.count_sources(job.event.instrument, result.counts)
                 log_of(job).info("stored", seconds=round(seconds, 3), **result.counts)
                 job.publication = self._publications.stored(job.event, result, offset=job.received.next_offset)
                 job.begin_at(Step.PUBLISH)
