@@ -12,16 +12,14 @@ import subprocess
 import tempfile
 import time
 import uuid
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
+from maven_jars import ROOT, JarsMissing, find_java, gather_jars
 
-ROOT = Path(__file__).resolve().parent.parent
-POM = ROOT / "ops" / "kafka" / "pom.xml"
 SERVER_PROPERTIES = ROOT / "ops" / "kafka" / "server.properties"
 READY_S = 60.0
 STOP_S = 30.0
@@ -78,10 +76,10 @@ class KafkaBroker(ExistingBroker):
     """
 
     def __init__(self, *, heap: str = "512m", properties: Mapping[str, str] | None = None) -> None:
-        self._java = shutil.which("java")
-        if self._java is None:
-            raise BrokerMissing("no java on the PATH")
-        self._libs = gather_jars()
+        try:
+            self._java, self._libs = find_java(), gather_jars("kafka")
+        except JarsMissing as missing:
+            raise BrokerMissing(str(missing)) from missing
         self._heap = heap
         self._directory = Path(tempfile.mkdtemp(prefix="alertprod-kafka-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,7 +173,7 @@ class KafkaBroker(ExistingBroker):
 
     def _command(self) -> list[str]:
         return [
-            str(self._java), f"-Xmx{self._heap}", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+            self._java, f"-Xmx{self._heap}", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
             f"-Dlog4j2.configurationFile={self._directory / 'log4j2.properties'}", "-cp", f"{self._libs}/*",
         ]  # fmt: skip
 
@@ -203,32 +201,6 @@ def find_broker() -> ExistingBroker:
             raise BrokerMissing(f"ALERTPROD_TEST_KAFKA={named}: {error}") from error
         return ExistingBroker(named)
     return KafkaBroker().start()
-
-
-def gather_jars() -> Path:
-    """Return the folder of the broker's jars; the first time Maven fetches them into the project's cache."""
-    version = ET.parse(POM).getroot().findtext("{*}properties/{*}kafka.version")
-    target = ROOT / ".cache" / "kafka" / str(version) / "libs"
-    if target.is_dir():
-        return target
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise BrokerMissing(f"no mvn on the PATH, and no jars in {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
-        command = [
-            maven, "-q", "-B", "-f", str(POM), "dependency:copy-dependencies",
-            "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}/libs",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        if done.returncode:
-            raise BrokerMissing(f"mvn failed: {(done.stdout + done.stderr)[-500:]}")
-        try:
-            Path(unfinished, "libs").rename(target)
-        except OSError:  # another run of the tests was quicker
-            if not target.is_dir():
-                raise
-    return target
 
 
 def _free_ports(n: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import fastavro
 
-from alertprod.alerts.registry import ALERT_SCHEMA_ID, load_alert_schema
+from alertprod.alerts.registry import ALERT_SCHEMA_ID, SCHEMA_VERSIONS, load_alert_schema
 from alertprod.errors import SchemaMismatch
 
 _FRAME = struct.Struct(">bi")
@@ -47,26 +47,33 @@ def frame_alert(parts: Iterable[bytes]) -> bytes:
 
 
 def decode_alert(message: bytes) -> dict[str, Any]:
-    """Decode a message of `encode_alert`.
+    """Decode a message of any version that was ever written.
+
+    Returns
+    -------
+    dict
+        The fields of the newest version; those that the message's own version had not yet are null.
 
     Raises
     ------
     SchemaMismatch
-        Raised if the framing is another, the schema's id is not ours, or the bytes are not one whole alert.
+        Raised if the framing is another, the schema's id is none of ours, or the bytes are not one whole alert.
     """
     if len(message) < _FRAME.size:
         raise SchemaMismatch(f"{len(message)} bytes are too few for the framing of a message")
     magic, schema_id = _FRAME.unpack_from(message)
     if magic != 0:
         raise SchemaMismatch(f"the first byte is {message[0]:#04x}, framed Avro begins with 0x00")
-    if schema_id != ALERT_SCHEMA_ID:
-        raise SchemaMismatch(f"schema id {schema_id} is not known here; alerts are {ALERT_SCHEMA_ID}")
+    if schema_id not in SCHEMA_VERSIONS:
+        known = ", ".join(map(str, SCHEMA_VERSIONS))
+        raise SchemaMismatch(f"schema id {schema_id} is not known here; alerts are {known}")
+    newest = None if schema_id == ALERT_SCHEMA_ID else load_alert_schema()
     buffer = io.BytesIO(message)
     buffer.seek(_FRAME.size)
     try:
-        packet = fastavro.schemaless_reader(buffer, load_alert_schema(), None)
+        packet = fastavro.schemaless_reader(buffer, load_alert_schema(schema_id), newest)
     except _UNREADABLE as error:
-        raise SchemaMismatch(f"not an alert of schema {ALERT_SCHEMA_ID}: {error!r}") from error
+        raise SchemaMismatch(f"not an alert of schema {schema_id}: {error!r}") from error
     left = len(message) - buffer.tell()
     if left:
         raise SchemaMismatch(f"{left} bytes are left over after the alert")

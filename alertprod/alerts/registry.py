@@ -18,7 +18,9 @@ ALERT_SCHEMA_VERSION = "11.1"
 ALERT_SCHEMA_ID = 1101
 """What `ALERT_SCHEMA_VERSION` is called in the framing of a message."""
 
-_NAMESPACE = "lsst.v11_1"
+SCHEMA_VERSIONS: Mapping[int, str] = {ALERT_SCHEMA_ID: ALERT_SCHEMA_VERSION}
+"""Every version ever written, by its id: an entry is for ever, so that old alerts stay readable. A new version is a new
+entry and a new set of files; the files of an old one are not touched."""
 
 _RECORDS = ("diaSource", "diaForcedSource", "diaObject", "ssSource", "mpc_orbits", "alert")
 """In the order in which they refer to one another."""
@@ -37,37 +39,56 @@ class SchemaFacts:
 
 
 @functools.cache
-def load_alert_schema() -> Mapping[str, Any]:
-    """Return the parsed schema of the alert record, the other records resolved inside it."""
-    folder = schemas_directory()
-    return load_schema_ordered([str(folder / f"{_NAMESPACE}.{record}.avsc") for record in _RECORDS])
+def load_alert_schema(schema_id: int = ALERT_SCHEMA_ID) -> Mapping[str, Any]:
+    """Return the parsed schema of the alert record, the other records resolved inside it.
+
+    Raises
+    ------
+    KeyError
+        Raised if `schema_id` is none of `SCHEMA_VERSIONS`.
+    """
+    folder, namespace = schemas_directory(), _namespace(SCHEMA_VERSIONS[schema_id])
+    return load_schema_ordered([str(folder / f"{namespace}.{record}.avsc") for record in _RECORDS])
 
 
 @functools.cache
-def compute_canonical_form() -> str:
-    """Return the parsing canonical form of the alert's schema: what a schema registry is given."""
-    return to_parsing_canonical_form(load_alert_schema())
+def compute_canonical_form(schema_id: int = ALERT_SCHEMA_ID) -> str:
+    """Return the parsing canonical form of an alert schema: what says whether two are the same."""
+    return to_parsing_canonical_form(load_alert_schema(schema_id))
+
+
+def plain_schema(parsed: Any) -> Any:
+    """Return a parsed schema as JSON has it: with documentation and defaults, without fastavro's own notes."""
+    if isinstance(parsed, list):
+        return [plain_schema(part) for part in parsed]
+    if isinstance(parsed, dict):
+        return {key: plain_schema(value) for key, value in parsed.items() if not key.startswith("__")}
+    return parsed
 
 
 def list_schemas() -> list[SchemaFacts]:
-    """Return the facts of every alert schema that this program writes."""
-    schema = load_alert_schema()
+    """Return the facts of every version of the alert's schema."""
     return [
         SchemaFacts(
-            name=f"{_NAMESPACE}.alert",
-            version=ALERT_SCHEMA_VERSION,
-            schema_id=ALERT_SCHEMA_ID,
-            n_fields=len(schema["fields"]),
-            fingerprint=fingerprint(compute_canonical_form(), "CRC-64-AVRO"),
+            name=f"{_namespace(version)}.alert",
+            version=version,
+            schema_id=schema_id,
+            n_fields=len(load_alert_schema(schema_id)["fields"]),
+            fingerprint=fingerprint(compute_canonical_form(schema_id), "CRC-64-AVRO"),
         )
+        for schema_id, version in SCHEMA_VERSIONS.items()
     ]
+
+
+def _namespace(version: str) -> str:
+    return f"lsst.v{version.replace('.', '_')}"
 
 
 @functools.cache
 def load_record_schema(record: str) -> Mapping[str, Any]:
     """Return the parsed schema of one of the alert's records."""
     for schema in _walk_records(load_alert_schema()):
-        if schema["name"] == f"{_NAMESPACE}.{record}":
+        if schema["name"] == f"{_namespace(ALERT_SCHEMA_VERSION)}.{record}":
             return schema
     msg = f"the alert has no record {record}"
     raise KeyError(msg)

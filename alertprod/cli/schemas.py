@@ -1,12 +1,14 @@
 """``alertprod schemas``: what goes over the wire."""
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from alertprod.cli.config import JsonOption
-from alertprod.cli.console import out, print_json
+from alertprod.cli.config import ConfigOption, JsonOption
+from alertprod.cli.console import err, out, print_json
+from alertprod.config import load_config
 
 app = typer.Typer(help="Avro schemas of alerts and events.", no_args_is_help=True)
 
@@ -25,3 +27,49 @@ def ls(as_json: JsonOption = False) -> None:
     for row in rows:
         table.add_row(row["name"], row["version"], str(row["schema_id"]), str(row["n_fields"]), row["fingerprint"])
     out.print(table)
+
+
+@app.command("register")
+def register(
+    url: Annotated[str, typer.Argument(help="Root of the registry's REST interface.")],
+    config: ConfigOption = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Register the schemas of events and summaries too (ids 1 to 3).")
+    ] = False,
+    subject: Annotated[
+        list[str] | None, typer.Option(help="Subjects for the alert schema, instead of alert-packet and TOPIC-value.")
+    ] = None,
+    authorization: Annotated[
+        str | None, typer.Option(envvar="ALERTPROD_REGISTRY_AUTHORIZATION", help="Value of the Authorization header.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Register even what breaks readers of earlier versions.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Register the alert schema under its fixed id in a Confluent-compatible registry; harmless where it is there.
+
+    The id is part of every message, so a registry that gives another one is of no use: it must know the mode IMPORT.
+    Before anything is written, the id must be free, and readers of earlier versions must be able to read the new one.
+    """
+    from dataclasses import replace
+
+    from alertprod.service import schema_registration
+    from alertprod.stream.schema_registry import SchemaRegistry
+
+    topics = load_config(config).topics
+    registry = SchemaRegistry(url, authorization=authorization)
+    registry.list_subjects()
+    wanted = schema_registration.list_alert_registrations(topics.alerts)
+    if subject:
+        wanted = [replace(wanted[0], subject=each) for each in subject]
+    if events:
+        wanted += schema_registration.list_event_registrations(topics)
+    rows = []
+    for registration in wanted:
+        outcome = schema_registration.register(registry, registration, force=force)
+        row = {"subject": registration.subject, "schema_id": registration.schema_id, "outcome": outcome}
+        rows.append(row)
+        err.print(f"{registration.subject}: id {registration.schema_id} {outcome}", markup=False)
+    if as_json:
+        print_json(rows)
