@@ -22,6 +22,7 @@ from alertprod.service.clock import Clock
 from alertprod.service.daemon import AlertDaemon
 from alertprod.service.health import Health, HealthServer
 from alertprod.service.pipeline import ExposurePipeline, Instrument, Science
+from alertprod.service.recent import Recent
 from alertprod.service.reload import Reloaded, keep_what_is_fixed
 from alertprod.service.start_checks import (
     Finding,
@@ -220,7 +221,7 @@ def create_daemon(
     database = Database(config.store.open_url())
     ledger = Ledger(database)
     metrics = Metrics({name: settings.bands for name, settings in config.instruments.items()})
-    health = Health()
+    health, recent = Health(), Recent()
     transactional = config.kafka.delivery == "exactly-once"
     daemon = AlertDaemon(
         config,
@@ -249,8 +250,9 @@ def create_daemon(
             max_bytes=config.store.outbox_max_bytes,
         ),
         reload=None if config_path is None else partial(_reload, config_path),
+        recent=recent,
     )
-    server = HealthServer(config.http, health, metrics.render) if config.http.enabled else None
+    server = HealthServer(config.http, health, metrics.render, recent) if config.http.enabled else None
     return daemon, server
 
 

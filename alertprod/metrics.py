@@ -5,16 +5,18 @@ becomes ``other``, so that no event can make series without end. Only the daemon
 report durations and counts in their results.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector
 
 from alertprod.errors import AlertprodError, BadInputError, PartialWriteError, ProcessingError, TransientError
-
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 LATENCY_EDGES_S: Final = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 120, 180, 300, 600, 1800, 3600)
 """Edges exactly on Rubin's requirement (60) and on its first year's number (120), so that no rule interpolates them."""
@@ -106,6 +108,7 @@ FIGURES: Final[Mapping[str, tuple[tuple[float, ...], str]]] = {
 DELIVERY_OUTCOMES: Final = ("delivered", "undelivered")
 TRANSACTION_OUTCOMES: Final = ("committed", "aborted")
 RELOAD_OUTCOMES: Final = ("done", "refused")
+PREFETCH_OUTCOMES: Final = ("done", "failed", "dropped", "invalid")
 
 SOURCE_OUTCOMES: Final = (
     "matched_objects",
@@ -125,6 +128,19 @@ SHORTCOMINGS: Final = ("scorer_failed", "ephemerides_failed", "missing_cutouts")
 
 OTHER: Final = "other"
 
+_REMEMBERED_VISITS: Final = 1000
+"""A night's: an exposure that is tried again in the morning does not make its visit a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFacts:
+    """One metric as it was declared, for the page that lists them."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
 
 class Metrics:
     """The daemon's metrics on a registry of their own.
@@ -141,7 +157,9 @@ class Metrics:
         self, bands: Mapping[str, Iterable[str]] | None = None, registry: CollectorRegistry | None = None
     ) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
+        self.declared: list[MetricFacts] = []
         self._counted: dict[str, int] = {}
+        self._visits: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._bands = {instrument: frozenset(names) for instrument, names in (bands or {}).items()}
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -159,6 +177,12 @@ class Metrics:
             by_exposure,
             LATENCY_EDGES_S,
         )
+        self._shutter_to_event = self._histogram(
+            "shutter_to_event_seconds",
+            "From shutter close to receiving the event: what camera, transfer and backlog took before us.",
+            ("instrument",),
+            LATENCY_EDGES_S,
+        )
         self._event_wait = self._histogram(
             "event_wait_seconds", "From receiving an event to its claim.", ("instrument",), STAGE_EDGES_S
         )
@@ -172,6 +196,11 @@ class Metrics:
         self._exposures = self._counter("exposures", "Events by what became of them.", ("instrument", "outcome"))
         self._expected = self._counter(
             "exposures_expected", "Distinct valid events: the denominator of every success rate.", ("instrument",)
+        )
+        self._visits_expected = self._counter(
+            "visits_expected",
+            "Visits of which this daemon heard at least one exposure; with several daemons take the largest, not the sum.",
+            ("instrument",),
         )
         self._alerts = self._counter("alerts", "Alerts acknowledged by the broker.", ("instrument", "outcome"))
         self._dead_letters = self._counter("dead_letters", "Events given up.", ("reason",))
@@ -218,9 +247,15 @@ class Metrics:
         """Say what is running."""
         self._build_info.labels(version, schema, config_hash, delivery).set(1)
 
-    def count_expected(self, instrument: str) -> None:
-        """Count a valid event that was not seen before."""
-        self._expected.labels(self._instrument(instrument)).inc()
+    def count_expected(self, instrument: str, visit: int) -> None:
+        """Count a valid event that was not seen before, and its visit where that is new."""
+        label = self._instrument(instrument)
+        self._expected.labels(label).inc()
+        if (label, visit) not in self._visits:
+            self._visits_expected.labels(label).inc()
+            self._visits[label, visit] = None
+            if len(self._visits) > _REMEMBERED_VISITS:
+                self._visits.popitem(last=False)
 
     def count_exposure(self, instrument: str, outcome: str) -> None:
         """Count what became of an event; one of `EXPOSURE_OUTCOMES`."""
@@ -253,7 +288,7 @@ class Metrics:
 
     def count_prefetch(self, outcome: str) -> None:
         """Count an announced pointing: done, failed, dropped, invalid."""
-        self._prefetches.labels(_closed(outcome, _PREFETCH_OUTCOMES)).inc()
+        self._prefetches.labels(_closed(outcome, PREFETCH_OUTCOMES)).inc()
 
     def count_sources(self, instrument: str, counts: Mapping[str, int]) -> None:
         """Add the counts of one exposure that was stored; kinds that are no outcome and no shortcoming are left out."""
@@ -274,9 +309,11 @@ class Metrics:
         if size_bytes is not None:
             self._cache_bytes.set(size_bytes)
 
-    def observe_event_wait(self, instrument: str, seconds: float) -> None:
-        """Record how long an event waited for its claim."""
-        self._event_wait.labels(self._instrument(instrument)).observe(max(0.0, seconds))
+    def observe_event(self, instrument: str, *, waited_s: float, age_s: float) -> None:
+        """Record how long an event waited for its claim, and how old its exposure was when it was received."""
+        label = self._instrument(instrument)
+        self._event_wait.labels(label).observe(max(0.0, waited_s))
+        self._observe_latency(self._shutter_to_event.labels(label), age_s)
 
     def observe_stages(self, stage_seconds: Mapping[str, float]) -> None:
         """Record stage times; names outside `STAGES` are counted as ``other``."""
@@ -292,7 +329,14 @@ class Metrics:
                 histogram.labels(*labels).observe(value)
 
     def observe_published(
-        self, instrument: str, band: str, *, shutter_close_unix_s: float, now_unix_s: float, ack_unix_s: Iterable[float]
+        self,
+        instrument: str,
+        band: str,
+        *,
+        shutter_close_unix_s: float,
+        now_unix_s: float,
+        ack_unix_s: Iterable[float],
+        exposure: Mapping[str, str] | None = None,
     ) -> None:
         """Record that an exposure with its alerts was acknowledged.
 
@@ -302,6 +346,8 @@ class Metrics:
             Seconds UTC since 1970: end of the exposure, and when its publication was acknowledged.
         ack_unix_s
             The same for each alert: the transaction's commit, or the alert's delivery report.
+        exposure
+            Visit and detector: the exemplar of the latency's bucket, by which a slow exposure is found from a graph.
         """
         labels = self._exposure_labels(instrument, band)
         n_alerts = 0
@@ -309,7 +355,8 @@ class Metrics:
         for acked in ack_unix_s:
             n_alerts += 1
             self._observe_latency(per_alert, acked - shutter_close_unix_s)
-        self._observe_latency(self._shutter_to_published.labels(*labels), now_unix_s - shutter_close_unix_s)
+        per_exposure = self._shutter_to_published.labels(*labels)
+        self._observe_latency(per_exposure, now_unix_s - shutter_close_unix_s, exposure)
         self._alerts.labels(labels[0], "acked").inc(n_alerts)
         self._last_success.labels(labels[0]).set(now_unix_s)
 
@@ -317,15 +364,16 @@ class Metrics:
         """Count alerts published again on the replay topic; they say nothing of latency."""
         self._alerts.labels(self._instrument(instrument), "replayed").inc(n_alerts)
 
-    def render(self) -> bytes:
-        """Return everything in Prometheus' text format (`CONTENT_TYPE`)."""
-        return generate_latest(self.registry)
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return everything, and its content type: OpenMetrics, which has exemplars, where `accept` asks for it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
-    def _observe_latency(self, histogram: Histogram, seconds: float) -> None:
+    def _observe_latency(self, histogram: Histogram, seconds: float, exemplar: Mapping[str, str] | None = None) -> None:
         if seconds < 0:
             self._negative_latencies.inc()
         else:
-            histogram.observe(seconds)
+            histogram.observe(seconds, None if exemplar is None else dict(exemplar))
 
     def _exposure_labels(self, instrument: str, band: str) -> tuple[str, str]:
         bands = self._bands.get(instrument, frozenset())
@@ -349,8 +397,15 @@ class Metrics:
         ):
             for outcome in outcomes:
                 counter.labels(outcome)
+        for outcome in PREFETCH_OUTCOMES:
+            self._prefetches.labels(outcome)
+        for instrument, bands in self._bands.items():
+            for band in bands:
+                self._shutter_to_ack.labels(instrument, band)
+                self._shutter_to_published.labels(instrument, band)
         for instrument in (*self._bands, OTHER):
             self._expected.labels(instrument)
+            self._visits_expected.labels(instrument)
             for outcome in EXPOSURE_OUTCOMES:
                 self._exposures.labels(instrument, outcome)
             for outcome in ALERT_OUTCOMES:
@@ -361,17 +416,35 @@ class Metrics:
                 self._shortcomings.labels(instrument, what)
 
     def _histogram(self, name: str, meaning: str, labels: tuple[str, ...], edges: tuple[float, ...]) -> Histogram:
+        self._declare(name, "histogram", labels, meaning)
         return Histogram(f"alertprod_{name}", meaning, labels, buckets=edges, registry=self.registry)
 
     def _counter(self, name: str, meaning: str, labels: tuple[str, ...]) -> Counter:
+        self._declare(f"{name}_total", "counter", labels, meaning)
         return Counter(f"alertprod_{name}", meaning, labels, registry=self.registry)
 
     def _gauge(self, name: str, meaning: str, labels: tuple[str, ...]) -> Gauge:
+        self._declare(name, "gauge", labels, meaning)
         return Gauge(f"alertprod_{name}", meaning, labels, registry=self.registry)
 
-
-_PREFETCH_OUTCOMES: Final = ("done", "failed", "dropped", "invalid")
+    def _declare(self, name: str, kind: str, labels: tuple[str, ...], meaning: str) -> None:
+        self.declared.append(MetricFacts(f"alertprod_{name}", kind, labels, meaning))
 
 
 def _closed(value: str, allowed: tuple[str, ...]) -> str:
     return value if value in allowed else OTHER
+
+
+def parse_metrics(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Return labels and value of every sample of Prometheus' text format, by name.
+
+    Raises
+    ------
+    ValueError
+        Raised if it is not that format.
+    """
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
+    return found

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from alertprod.errors import AlertprodError
-from alertprod.metrics import DEAD_LETTER_REASONS, LATENCY_EDGES_S, Metrics
+from alertprod.metrics import DEAD_LETTER_REASONS, LATENCY_EDGES_S, Metrics, parse_metrics
 
 
 @pytest.fixture
@@ -46,16 +46,16 @@ def test_latencies_below_zero_are_counted_and_not_observed(metrics):
 
 
 def test_events_cannot_make_new_series(metrics):
-    before = metrics.render().count(b"\n")
+    before = metrics.render()[0].count(b"\n")
     for visit in range(50):
         metrics.count_exposure("Camera", f"outcome {visit}")
         metrics.count_dead_letter(f"reason {visit}")
-        metrics.count_expected(f"Instrument{visit}")
+        metrics.count_expected(f"Instrument{visit}", 7)
 
     assert sample(metrics, "exposures_total", instrument="Camera", outcome="other") == 50
     assert sample(metrics, "dead_letters_total", reason="other") == 50
     assert sample(metrics, "exposures_expected_total", instrument="other") == 50
-    assert metrics.render().count(b"\n") <= before + 2  # the one series of `other` with its creation time
+    assert metrics.render()[0].count(b"\n") <= before + 2  # the one series of `other` with its creation time
 
     for visit in range(50):
         metrics.observe_published(f"I{visit}", f"b{visit}", shutter_close_unix_s=0, now_unix_s=1, ack_unix_s=[1])
@@ -133,7 +133,7 @@ def test_latency_edges_lie_on_the_requirement_and_the_first_years_number():
 
 def test_what_the_design_names_is_there(metrics):
     metrics.set_build_info(version="1", schema="lsst.v11_1", config_hash="abc", delivery="exactly-once")
-    text = metrics.render().decode()
+    text = metrics.render()[0].decode()
 
     for name in (
         "shutter_to_ack_seconds", "shutter_to_published_seconds", "event_wait_seconds", "stage_seconds",
@@ -144,3 +144,63 @@ def test_what_the_design_names_is_there(metrics):
     ):  # fmt: skip
         assert f"# TYPE alertprod_{name.removesuffix('_total')}" in text, name
     assert 'version="1"' in text
+
+
+def test_a_visit_is_counted_once_however_many_detectors_it_has(metrics):
+    for visit in (1, 1, 2, 1, 2):
+        metrics.count_expected("Camera", visit)
+
+    assert sample(metrics, "exposures_expected_total", instrument="Camera") == 5
+    assert sample(metrics, "visits_expected_total", instrument="Camera") == 2
+
+
+def test_a_slow_exposure_is_named_where_the_scraper_understands_it(metrics):
+    metrics.observe_published(
+        "Camera",
+        "r",
+        shutter_close_unix_s=0.0,
+        now_unix_s=70.0,
+        ack_unix_s=[],
+        exposure={"visit": "42", "detector": "3"},
+    )
+
+    openmetrics, content_type = metrics.render("application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    assert content_type.startswith("application/openmetrics-text")
+    (line,) = (line for line in openmetrics.decode().splitlines() if " # " in line)
+    assert line.startswith(
+        'alertprod_shutter_to_published_seconds_bucket{band="r",instrument="Camera",le="75.0"} 1.0 # '
+    )
+    assert 'visit="42"' in line
+    assert 'detector="3"' in line
+    text, content_type = metrics.render("text/plain")
+    assert content_type.startswith("text/plain")
+    assert b'visit=' not in text  # never a label
+
+
+def test_latencies_of_each_band_begin_at_zero(metrics):
+    assert sample(metrics, "shutter_to_ack_seconds_bucket", instrument="Camera", band="g", le="60.0") == 0
+    assert sample(metrics, "shutter_to_published_seconds_count", instrument="Camera", band="r") == 0
+
+
+def test_how_old_an_exposure_was_when_its_event_came(metrics):
+    metrics.observe_event("Camera", waited_s=0.5, age_s=12.0)
+    metrics.observe_event("Camera", waited_s=0.5, age_s=-3.0)
+
+    assert sample(metrics, "shutter_to_event_seconds_sum", instrument="Camera") == 12.0
+    assert sample(metrics, "event_wait_seconds_sum", instrument="Camera") == 1.0
+    assert sample(metrics, "negative_latencies_total") == 1
+
+
+def test_what_is_declared_is_what_is_rendered(metrics):
+    text = metrics.render()[0].decode()
+
+    rendered = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE alertprod_")}
+    declared = {facts.name for facts in metrics.declared}
+    assert {name for name in rendered if not name.endswith("_created")} == declared
+    assert all(facts.meaning for facts in metrics.declared)
+
+
+def test_rendered_text_is_read_back(metrics):
+    metrics.consumer_lag.set(4)
+
+    assert parse_metrics(metrics.render()[0].decode())["alertprod_consumer_lag"] == [({}, 4.0)]

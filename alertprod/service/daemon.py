@@ -24,6 +24,7 @@ from alertprod.service.desk import Desk, Inbox, Report
 from alertprod.service.exposures import Exposures
 from alertprod.service.health import Health
 from alertprod.service.lanes import Lanes, LaneState
+from alertprod.service.recent import Recent
 from alertprod.service.reload import Reload
 from alertprod.service.worker import WorkerPool
 from alertprod.stream.consumer import LanesCallback
@@ -118,6 +119,8 @@ class AlertDaemon:
         See `Chores`.
     reload
         What SIGHUP does; None: nothing.
+    recent
+        Where it says what is in flight and how exposures ended.
 
     Notes
     -----
@@ -142,11 +145,13 @@ class AlertDaemon:
         prefetch: Prefetch | None = None,
         clean_outbox: Callable[[], object] | None = None,
         reload: Reload | None = None,
+        recent: Recent | None = None,
     ) -> None:
         self._config, self._identity, self._reload = config, identity, reload
         self._producer, self._ledger, self._workers, self._metrics = producer, ledger, workers, metrics
         self._clock = clock or Clock()
         self._health = health or Health(clock=self._clock.monotonic_s)
+        self._recent = recent or Recent()
         self._lanes = Lanes()
         self._inbox = Inbox()
         self._clerk = Desk("clerk", self._inbox)
@@ -166,6 +171,7 @@ class AlertDaemon:
             metrics=metrics,
             clock=self._clock,
             schemas=schemas,
+            recent=self._recent,
         )
         self._chores = Chores(
             self._inbox,
@@ -373,6 +379,7 @@ class AlertDaemon:
         self._metrics.inflight.set(len(jobs))
         self._metrics.count_deliveries(self._producer.counts)
         self._health.set_activity(inflight=len(jobs), event_at=self._event_at)
+        self._recent.set_inflight(jobs, now=now)
         self._metrics.oldest_inflight_seconds.set(now - min((job.since for job in jobs), default=now))
         self._metrics.assigned_partitions.set(len(self._lanes))
         self._metrics.workers_ready.set(n_ready)

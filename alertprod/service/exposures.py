@@ -12,11 +12,12 @@ from alertprod.errors import AlertprodError, BadInputError, ConfigError, NoWorkF
 from alertprod.logs import get_logger
 from alertprod.metrics import Metrics
 from alertprod.service import steps
-from alertprod.service.clock import Clock
+from alertprod.service.clock import Clock, unix_from_mjd_tai
 from alertprod.service.desk import Desk, Report
 from alertprod.service.fates import Fates, log_of
 from alertprod.service.lanes import Job, Lanes, LaneState, Step
 from alertprod.service.publications import Publication, PublicationMaker
+from alertprod.service.recent import Recent
 from alertprod.service.work import WorkOrder, WorkResult
 from alertprod.service.worker import Died, Finished, StartFailed, WorkerPool, WorkerReport
 from alertprod.store.ledger import Busy, Claimed, ClaimOutcome, EventPosition, ExposureKey, LedgerState, Stored
@@ -68,11 +69,12 @@ class Exposures:
         metrics: Metrics,
         clock: Clock,
         schemas: WriterSchemas,
+        recent: Recent,
     ) -> None:
         self._config, self._identity, self._lanes = config, identity, lanes
         self._clerk, self._publisher = clerk, publisher
         self._consumer, self._producer, self._ledger, self._workers = consumer, producer, ledger, workers
-        self._metrics, self._clock, self._schemas = metrics, clock, schemas
+        self._metrics, self._clock, self._schemas, self._recent = metrics, clock, schemas, recent
         self._publications = PublicationMaker(config.topics, identity.versions(), clock)
         self._fates = Fates(
             config, identity=identity, lanes=lanes, publications=self._publications, metrics=metrics, clock=clock
@@ -282,11 +284,15 @@ class Exposures:
     def _on_claimed(self, job: Job, event: VisitReady, claim: Claimed, offset: Offset) -> None:
         job.claim = claim
         if claim.claims == 1:
-            self._metrics.count_expected(event.instrument)
+            self._metrics.count_expected(event.instrument, event.visit)
         if not job.claimed_here:
             job.claimed_here = True
             job.alone = claim.claims > _CLAIMS_BEFORE_ALONE
-            self._metrics.observe_event_wait(event.instrument, self._clock.monotonic_s() - job.since)
+            if not (event.replay or job.is_reopening):
+                age_s = job.received_unix_s - unix_from_mjd_tai(event.shutter_close_mjd_tai)
+                self._metrics.observe_event(
+                    event.instrument, waited_s=self._clock.monotonic_s() - job.since, age_s=age_s
+                )
         log_of(job).info("claimed", claims=claim.claims, worker_deaths=claim.worker_deaths)
         if job.condemned_by is not None:
             job.begin_at(Step.WORK)  # where it failed: the stage of the dead letter
@@ -332,6 +338,7 @@ class Exposures:
         acked_unix_s = receipt.acked_at[-1] if receipt.acked_at else self._clock.unix_s()
         self._metrics.observe_stages({"publish": seconds})
         latency_s = self._observe_publication(publication, receipt, acked_unix_s)
+        self._recent.add(publication, latency_s=latency_s, at_unix_s=acked_unix_s)
         log_of(job).info(
             publication.kind, n_alerts=publication.n_alerts, latency_s=latency_s, reason=publication.reason or None
         )
@@ -359,6 +366,7 @@ class Exposures:
             shutter_close_unix_s=publication.shutter_close_unix_s,
             now_unix_s=acked_unix_s,
             ack_unix_s=receipt.acked_at[: publication.n_alerts],
+            exposure={"visit": str(publication.key.visit), "detector": str(publication.key.detector)},
         )
         return round(acked_unix_s - publication.shutter_close_unix_s, 3)
 

@@ -1,4 +1,4 @@
-"""What a supervisor and Prometheus ask: /livez, /readyz, /startupz, /metrics, on loopback unless told otherwise.
+"""What supervisors, Prometheus and people ask: /livez, /readyz, /startupz, /metrics, /status; on loopback by default.
 
 Started means that it was ready once. Alive means that the poll loop turns and no desk is stuck in a call; ready means
 that work would get done. A daemon without work is all three, and says ``idle``; one that must be restarted says ``wedged``.
@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from alertprod.config import HttpConfig
 from alertprod.errors import ConfigError
 from alertprod.logs import get_logger
-from alertprod.metrics import CONTENT_TYPE
+from alertprod.service.recent import Recent
 
 HEARTBEAT_LIMIT_S: Final = 30.0
 """The loop turns every second; a rebalance may hold it up for 20. After this it hangs."""
@@ -105,7 +105,9 @@ class HealthServer:
     health
         What to say.
     render_metrics
-        Returns Prometheus' text format.
+        Returns Prometheus' text format and its content type, given what the scraper accepts.
+    recent
+        What /status says of exposures; None: nothing.
 
     Raises
     ------
@@ -113,8 +115,15 @@ class HealthServer:
         Raised on entry if the port is taken or the host is not this one.
     """
 
-    def __init__(self, config: HttpConfig, health: Health, render_metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        config: HttpConfig,
+        health: Health,
+        render_metrics: Callable[[str], tuple[bytes, str]],
+        recent: Recent | None = None,
+    ) -> None:
         self._config, self._health, self._render = config, health, render_metrics
+        self._recent = recent or Recent()
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
 
@@ -126,7 +135,8 @@ class HealthServer:
     def __enter__(self) -> Self:
         if not self._config.enabled:
             return self
-        handler = type("Handler", (_Handler,), {"health": self._health, "render": staticmethod(self._render)})
+        parts = {"health": self._health, "render": staticmethod(self._render), "recent": self._recent}
+        handler = type("Handler", (_Handler,), parts)
         address = (self._config.host, self._config.port)
         try:
             self._server = ThreadingHTTPServer(address, handler)
@@ -149,9 +159,13 @@ class HealthServer:
             self._server = None
 
 
+_PATHS: Final = b"/livez /readyz /startupz /metrics /status\n"
+
+
 class _Handler(BaseHTTPRequestHandler):
     health: Health
-    render: Callable[[], bytes]
+    render: Callable[[str], tuple[bytes, str]]
+    recent: Recent
     timeout = 10.0  # a client that sends nothing must not keep a thread
     server_version = "alertprod"
 
@@ -167,9 +181,13 @@ class _Handler(BaseHTTPRequestHandler):
                 problems = self.health.problems()
                 self._answer(not problems, {"ready": not problems, "problems": dict(problems)})
             case "/metrics":
-                self._send(HTTPStatus.OK, CONTENT_TYPE, self.render())
+                body, content_type = self.render(self.headers.get("Accept", ""))
+                self._send(HTTPStatus.OK, content_type, body)
+            case "/status":
+                problems = dict(self.health.problems())
+                self._answer(True, {**self.health.describe(), "problems": problems, **self.recent.describe()})
             case _:
-                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"/livez /readyz /startupz /metrics\n")
+                self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", _PATHS)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Leave requests out of the log: there is one every few seconds."""

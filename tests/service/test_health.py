@@ -82,6 +82,16 @@ def test_metrics_are_served_in_prometheus_format(ask):
     assert "# TYPE alertprod_inflight gauge" in text
 
 
+def test_status_says_what_is_wrong_and_what_is_under_way(health, ask):
+    health.set_problem("store", "database is locked")
+
+    status, content_type, text = ask("/status")
+    assert (status, content_type) == (200, "application/json")
+    facts = json.loads(text)
+    assert facts["problems"]["store"] == "database is locked"
+    assert (facts["inflight_exposures"], facts["last_exposures"]) == ([], [])
+
+
 def test_other_paths_are_not_found(ask):
     assert ask("/")[0] == 404
 
