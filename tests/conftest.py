@@ -10,6 +10,8 @@ from kafka_broker import BrokerMissing, ExistingBroker, find_broker
 from postgres_server import PostgresServer, ServerMissing
 
 if TYPE_CHECKING:
+    from alert_night import AlertNight
+
     from alertprod.sim.night import Night
 
 
@@ -37,6 +39,14 @@ def postgres_server() -> Iterator[str]:
         pytest.skip(f"no PostgreSQL: {missing}")
     yield server.url
     server.close()
+
+
+@pytest.fixture(scope="session")
+def alert_night() -> "AlertNight":
+    """The alerts of five small visits, made without a subtraction; nobody changes them."""
+    from alert_night import make_alert_night
+
+    return make_alert_night()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ def test_four_panels_with_the_detections_on_the_difference(pair):
     assert science.get_title() == "science"
     assert template.get_title() == "template, matched"
     marked = {marks.get_label(): len(marks.get_offsets()) for marks in difference.collections}
-    assert marked == {"2 positive": 2, "1 negative": 1, "1 dipole": 1}
+    assert marked == {"3 positive": 3, "1 negative": 1, "1 dipole": 1}
     assert histogram.get_yscale() == "log"
 
 
