@@ -8,7 +8,7 @@
     │  ├─ StoreUnavailable, BrokerUnavailable, RegistryUnavailable, ImageNotYetAvailable, DiskFull
     ├─ BadInputError      dead letter, commit
     │  ├─ InvalidEvent, CorruptImage, HeaderMismatch, SchemaMismatch, TemplateUnreadable
-    │  ├─ UnusableExposure, ExposureMismatch
+    │  ├─ UnusableExposure, ExposureMismatch, DatasetMismatch, DatasetExists
     ├─ ProcessingError    dead letter with its numbers, commit
     │  ├─ InsufficientPsfStars, InsufficientKernelSources, BadSubtraction, TooManyDiaSources,
     │  │  TooManyCosmicRays, WorkerDied
@@ -150,6 +150,28 @@ class ExposureMismatch(BadInputError):
 
     def __str__(self) -> str:
         return f"{self.field}: the science exposure has {self.science_value!r}, the template {self.template_value!r}"
+
+
+class DatasetMismatch(BadInputError):
+    """A dataset of a Butler repository that is not what it is asked for as: its type, its dimensions, its contents."""
+
+    def __init__(self, dataset: str, problem: str) -> None:
+        super().__init__(dataset, problem)
+        self.dataset, self.problem = dataset, problem
+
+    def __str__(self) -> str:
+        return f"dataset {self.dataset}: {self.problem}"
+
+
+class DatasetExists(BadInputError):
+    """A dataset that a collection holds already: what was run there before is not replaced."""
+
+    def __init__(self, dataset: str, collection: str) -> None:
+        super().__init__(dataset, collection)
+        self.dataset, self.collection = dataset, collection
+
+    def __str__(self) -> str:
+        return f"dataset {self.dataset}: the collection {self.collection} holds one already; use another, or remove it"
 
 
 class ProcessingError(AlertprodError, RuntimeError):
