@@ -4,19 +4,35 @@ On the wire a message carries only the schema's id, so a reader must have the sc
 file carries the schema itself and is what to hand to somebody else.
 """
 
+import contextlib
 import io
+import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fastavro
 
-from alertprod.alerts.registry import ALERT_SCHEMA_ID, SCHEMA_VERSIONS, load_alert_schema
+from alertprod.alerts.encoding import encode_long
+from alertprod.alerts.evolution import find_breaks
+from alertprod.alerts.registry import (
+    ALERT_SCHEMA_ID,
+    ALERT_SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
+    load_alert_schema,
+    plain_schema,
+)
 from alertprod.errors import SchemaMismatch
 
 _FRAME = struct.Struct(">bi")
 """A zero byte, then the schema's id: Confluent's framing."""
+
+_BLOCK_BYTES = 1 << 20
+"""Of a container's block before it is deflated: ten alerts, so that a reader needs little memory."""
+
+_MARKER_BYTES = 16
 
 _UNREADABLE = (ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, MemoryError)
 """What fastavro raises on bytes that are no such record: it has no error of its own for that."""
@@ -81,51 +97,91 @@ def decode_alert(message: bytes) -> dict[str, Any]:
 
 
 def write_alerts(target: Path | BinaryIO, packets: Iterable[Mapping[str, Any]]) -> int:
-    """Write packets as an Avro object container file and return their number.
-
-    Notes
-    -----
-    Deflated: cutouts shrink by a third, and every reader of Avro has that codec. A path is written under another name
-    first and renamed when whole.
-    """
-    if not isinstance(target, Path):
-        return _write_container(target, packets)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as file:
-        n = _write_container(file, packets)
-    partial.replace(target)
-    return n
+    """Write packets as an Avro object container file and return their number; see `write_messages`."""
+    return write_messages(target, map(encode_alert, packets))
 
 
-def read_alerts(source: Path | BinaryIO) -> Iterator[dict[str, Any]]:
-    """Yield the packets of an object container file, of whatever schema it carries.
+def write_messages(target: Path | BinaryIO, messages: Iterable[bytes]) -> int:
+    """Write messages of the newest schema as an Avro object container file and return their number.
 
     Raises
     ------
     SchemaMismatch
-        Raised if the file is no Avro container, or breaks off.
+        Raised if a message is of another schema.
+
+    Notes
+    -----
+    Nothing is decoded: a container holds the same bytes without their frames. Deflated, since every reader of Avro has
+    that codec; at its quickest, since noise shrinks no better at its slowest. A path is written under another name first
+    and renamed when whole.
+    """
+    if not isinstance(target, Path):
+        return _write_container(target, messages)
+    with whole_file(target) as partial, partial.open("wb") as file:
+        return _write_container(file, messages)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give another name to write to, which is renamed when nothing went wrong and removed when something did."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_alerts(source: Path | BinaryIO) -> Iterator[dict[str, Any]]:
+    """Yield the packets of an object container file, with the fields of the newest version.
+
+    Raises
+    ------
+    SchemaMismatch
+        Raised if the file is no Avro container, breaks off, or holds something that does not read as our alerts: another
+        survey's, or Rubin's of another major version.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:
             yield from read_alerts(file)
         return
     try:
-        for packet in fastavro.reader(source):
+        reader = fastavro.reader(source, reader_schema=load_alert_schema())
+        breaks = find_breaks(reader.writer_schema, plain_schema(load_alert_schema()))
+        if breaks:
+            raise SchemaMismatch(f"holds no alerts of {ALERT_SCHEMA_VERSION}: {'; '.join(breaks[:3])}")
+        for packet in reader:
             yield _as_record(packet)
     except _UNREADABLE as error:
+        if isinstance(error, SchemaMismatch):
+            raise
         raise SchemaMismatch(f"not a readable Avro container: {error!r}") from error
 
 
-def _write_container(file: BinaryIO, packets: Iterable[Mapping[str, Any]]) -> int:
-    n = 0
+def _write_container(file: BinaryIO, messages: Iterable[bytes]) -> int:
+    marker = os.urandom(_MARKER_BYTES)
+    fastavro.writer(file, load_alert_schema(), (), codec="deflate", sync_marker=marker)
+    frame = _FRAME.pack(0, ALERT_SCHEMA_ID)
+    n, n_waiting, waiting = 0, 0, bytearray()
 
-    def counted() -> Iterator[Mapping[str, Any]]:
-        nonlocal n
-        for packet in packets:
-            n += 1
-            yield packet
+    def write_block() -> None:
+        packer = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS)  # Avro's deflate has neither head nor checksum
+        data = packer.compress(waiting) + packer.flush()
+        file.write(b"".join((encode_long(n_waiting), encode_long(len(data)), data, marker)))
+        waiting.clear()
 
-    fastavro.writer(file, load_alert_schema(), counted(), codec="deflate", strict=True)
+    for message in messages:
+        if not message.startswith(frame):
+            raise SchemaMismatch(
+                f"a message that begins with {message[: _FRAME.size].hex()} is none of {ALERT_SCHEMA_ID}"
+            )
+        waiting += memoryview(message)[_FRAME.size :]
+        n, n_waiting = n + 1, n_waiting + 1
+        if len(waiting) >= _BLOCK_BYTES:
+            write_block()
+            n_waiting = 0
+    if n_waiting:
+        write_block()
     return n
 
 

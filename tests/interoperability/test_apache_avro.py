@@ -11,6 +11,7 @@ from interoperability_java import from_java
 
 from alertprod.alerts.avro import write_alerts
 from alertprod.alerts.evolution import find_breaks
+from alertprod.alerts.export import ExportItem, export_each
 from alertprod.alerts.registry import load_alert_schema, plain_schema
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,13 @@ def test_a_container_agrees_on_every_field(read_with_java, alert_night, tmp_path
     write_alerts(path, iter(alert_night.packets))
     read = [from_java(line) for line in read_with_java("container", path)]
     assert read == [expected(packet) for packet in alert_night.packets]
+
+
+def test_a_container_of_one_alert_as_ztf_has_them_opens_too(read_with_java, alert_night, tmp_path):
+    packet = alert_night.packets[-1]
+    export_each([ExportItem(packet)], tmp_path)
+    (line,) = read_with_java("container", tmp_path / f"{packet['diaSourceId']}.avro")
+    assert from_java(line) == expected(packet)
 
 
 def record(*fields, name="a.v1.r"):
