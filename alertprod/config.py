@@ -242,6 +242,39 @@ class StoreConfig(_Section):
         return f"{scheme}{separator}{user}:{password}@{host}"
 
 
+class ButlerConfig(_Section):
+    """``[butler]``: a repository of Rubin's middleware, for events whose URIs begin with ``butler:``; needs the extra ``lsst``."""
+
+    repository: PathText | None = None
+    """Its folder; None: there is none."""
+
+    collections: tuple[str, ...] = ()
+    """Searched in this order for what events name, and for templates."""
+
+    template_dataset: str | None = None
+    """Dataset type of template tiles by patch (``deepCoadd``), asked in place of store.template_index when an event names no
+    tiles; None: the index is asked."""
+
+    skymap: str | None = None
+    """Sky map of those patches; None: any, right where the collections have one."""
+
+    difference_run: str | None = None
+    """RUN collection that difference images are put into, made where it is not there; None: they are not kept."""
+
+    difference_dataset: str = "deepDiff_differenceExp"
+    """What they are kept as: the name that the reference task gives them."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.repository is None and (self.template_dataset or self.difference_run):
+            msg = "template_dataset and difference_run need a repository"
+            raise ValueError(msg)
+        if self.repository is not None and not self.collections:
+            msg = "collections must name what is searched in the repository"
+            raise ValueError(msg)
+        return self
+
+
 class InstrumentConfig(_Section):
     """``[instruments.NAME]``: how the files of one instrument are read and subtracted; NAME is what events say."""
 
@@ -436,6 +469,9 @@ class DaemonConfig(_Section):
 
     store: StoreConfig = Field(default_factory=StoreConfig)
     """Database, outbox, templates."""
+
+    butler: ButlerConfig = Field(default_factory=ButlerConfig)
+    """Rubin's middleware."""
 
     instruments: dict[str, InstrumentConfig] = Field(default_factory=dict)
     """By the name events use; at least one is needed to run, which the factory checks (offline commands need none)."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alertprod import __version__
 from alertprod.alerts.registry import ALERT_SCHEMA_ID, ALERT_SCHEMA_VERSION
@@ -55,6 +55,9 @@ from alertprod.tasks.config_fields import apply_overrides
 from alertprod.tasks.image_difference import ImageDifferenceConfig, ImageDifferenceTask
 from alertprod.tasks.plugins import find_plugin
 
+if TYPE_CHECKING:
+    from alertprod.butler.images import ButlerImages
+
 _SECONDS_PER_DAY = 86400.0
 _ARCSEC_PER_S = 3600.0 / 86400.0
 """In a degree a day."""
@@ -75,7 +78,9 @@ def create_task(overrides: Mapping[str, Any], *, source: str, n_threads: int = 2
     return ImageDifferenceTask(config)
 
 
-def create_instruments(config: DaemonConfig, cache: TemplateCache) -> dict[str, Instrument]:
+def create_instruments(
+    config: DaemonConfig, cache: TemplateCache, butler: "ButlerImages | None" = None
+) -> dict[str, Instrument]:
     """Create every instrument of a configuration."""
     threads = config.workers.threads_per_worker
     return {
@@ -85,7 +90,7 @@ def create_instruments(config: DaemonConfig, cache: TemplateCache) -> dict[str, 
             packer=load_profile(settings.profile).create_packer(),
             release=settings.release,
             task=create_task(settings.difference, source=f"[instruments.{name}]", n_threads=threads),
-            templates=_create_templates(config, settings, cache),
+            templates=_create_templates(config, settings, cache, butler),
             template_bands=settings.template_bands,
         )
         for name, settings in config.instruments.items()
@@ -151,9 +156,10 @@ class WorkerPipeline:
     def __call__(self) -> ExposurePipeline:
         """Build it."""
         config = self.config
-        images = ImageStore()
+        butler = _open_butler(config)
+        images = _create_images(butler)
         cache = _create_cache(config, images)
-        instruments = create_instruments(config, cache)
+        instruments = create_instruments(config, cache, butler)
         database = Database(config.store.open_url())
         threads = config.workers.threads_per_worker
         task = create_task({}, source="warm-up", n_threads=threads)
@@ -167,6 +173,7 @@ class WorkerPipeline:
             science=create_science(config),
             clock=Clock(),
             warm_up=lambda: warm_up(task, n_threads=threads),
+            differences=None if config.butler.difference_run is None else butler,
         )
 
 
@@ -186,6 +193,7 @@ def check_start(config: DaemonConfig, *, source: str) -> list[Finding]:
         Raised if the configuration itself cannot be used.
     """
     check_config(config, source=source)
+    _open_butler(config)
     kafka = config.kafka
     database = Database(config.store.open_url())
     describe = partial(describe_brokers, kafka.bootstrap_servers, options=kafka.client_options())
@@ -340,6 +348,29 @@ def _id_range(profile: InstrumentProfile) -> tuple[int, int]:
     return profile.ids.instrument_number * span, (profile.ids.instrument_number + 1) * span
 
 
+def _open_butler(config: DaemonConfig, *, read_only: bool = False) -> "ButlerImages | None":
+    settings = config.butler
+    if settings.repository is None:
+        return None
+    try:
+        from alertprod.butler.access import ButlerAccess  # with the extra lsst, three seconds to import
+        from alertprod.butler.images import ButlerImages
+    except ImportError as error:
+        problem = f"needs pip install 'alertprod[lsst]': {error}"
+        raise ConfigError("configuration", "butler.repository", problem) from error
+    run = None if read_only else settings.difference_run
+    return ButlerImages(
+        ButlerAccess(settings.repository, collections=settings.collections, run=run),
+        template_dataset=settings.template_dataset,
+        skymap=settings.skymap,
+        difference_dataset=settings.difference_dataset,
+    )
+
+
+def _create_images(butler: "ButlerImages | None") -> ImageStore:
+    return ImageStore({} if butler is None else {"butler": butler})
+
+
 def _create_cache(config: DaemonConfig, images: ImageStore | None = None) -> TemplateCache:
     return TemplateCache(
         config.store.template_cache_directory,
@@ -349,10 +380,14 @@ def _create_cache(config: DaemonConfig, images: ImageStore | None = None) -> Tem
     )
 
 
-def _create_templates(config: DaemonConfig, settings: InstrumentConfig, cache: TemplateCache) -> TemplateStore:
+def _create_templates(
+    config: DaemonConfig, settings: InstrumentConfig, cache: TemplateCache, butler: "ButlerImages | None"
+) -> TemplateStore:
+    asks_butler = butler is not None and config.butler.template_dataset is not None
     return TemplateStore(
         cache,
-        index_uri=config.store.template_index,
+        index_uri=None if asks_butler else config.store.template_index,
+        find_tiles=butler.find_tiles if butler is not None and asks_butler else None,
         profile=load_profile(settings.template_profile or settings.profile),
         n_threads=config.workers.threads_per_worker,
     )
@@ -374,11 +409,12 @@ class _Prefetch:
     """
 
     def __init__(self, config: DaemonConfig) -> None:
-        cache = _create_cache(config)
+        butler = _open_butler(config, read_only=True)
+        cache = _create_cache(config, _create_images(butler))
         database = Database(config.store.open_url())
         self._apdb, self._history_days = Apdb(database, Ledger(database)), config.association.history_days
         self._instruments = {
-            name: (settings, _create_templates(config, settings, cache))
+            name: (settings, _create_templates(config, settings, cache, butler))
             for name, settings in config.instruments.items()
             if settings.field_radius_deg is not None
         }

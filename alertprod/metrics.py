@@ -46,6 +46,7 @@ STAGES: Final = (
     "packets",
     "outbox",
     "store",
+    "keep",
     "compute",
     "publish",
     "settle",
@@ -123,7 +124,7 @@ reason to drop one: flags by name, trails, positions that failed."""
 
 _DROPPED = "dropped_"
 
-SHORTCOMINGS: Final = ("scorer_failed", "ephemerides_failed", "missing_cutouts")
+SHORTCOMINGS: Final = ("scorer_failed", "ephemerides_failed", "missing_cutouts", "difference_not_kept")
 """What alerts may lack though they go out, as the visit summary counts it."""
 
 OTHER: Final = "other"

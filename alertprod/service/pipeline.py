@@ -6,7 +6,7 @@ is repeated alone where that history moved before it could be stored.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -21,6 +21,7 @@ from alertprod.association.reliability import ReliabilityScorer
 from alertprod.association.solar_system import Ephemerides, SolarSystemConfig, predict
 from alertprod.config import DaemonConfig, config_hash
 from alertprod.errors import (
+    AlertprodError,
     CorruptImage,
     InvalidEvent,
     StoreUnavailable,
@@ -96,6 +97,14 @@ class Alerts:
     counts: dict[str, int]
 
 
+class DifferenceStore(Protocol):
+    """Where difference images are kept."""
+
+    def keep_difference(self, difference: Exposure, data_id: Mapping[str, int | str]) -> None:
+        """Keep one, in place of an earlier one of the same data id."""
+        ...
+
+
 class ExposurePipeline:
     """Computes and stores exposures.
 
@@ -117,6 +126,8 @@ class ExposurePipeline:
         How sources are judged.
     clock
         For times of processing.
+    differences
+        Where difference images are kept; None: they are not.
     """
 
     def __init__(
@@ -131,6 +142,7 @@ class ExposurePipeline:
         science: Science,
         clock: Clock,
         warm_up: Callable[[], object] = lambda: None,
+        differences: DifferenceStore | None = None,
     ) -> None:
         self._config = config
         self._config_hash = config_hash(config)
@@ -142,6 +154,7 @@ class ExposurePipeline:
         self._science = science
         self._clock = clock
         self._warm_up = warm_up
+        self._differences = differences
 
     def warm_up(self) -> None:
         """Compile what an exposure needs."""
@@ -233,6 +246,22 @@ class ExposurePipeline:
         if failed:
             prepared.counts["ephemerides_failed"] = 1
         return Computed(differenced=differenced, facts=facts, prepared=prepared)
+
+    def keep_difference(self, event: VisitReady, computed: Computed, watch: Stopwatch) -> None:
+        """Keep the difference image where that is wanted; alerts do not wait for one that cannot be kept."""
+        if self._differences is None:
+            return
+        data_id: dict[str, int | str] = {
+            "instrument": event.instrument,
+            "visit": event.visit,
+            "detector": event.detector,
+        }
+        try:
+            with watch.stage("keep"):
+                self._differences.keep_difference(computed.differenced.difference, data_id)
+        except AlertprodError as error:
+            log.warning("the difference image is not kept", reason=error.reason(), problem=str(error))
+            computed.prepared.counts["difference_not_kept"] = 1
 
     def associate(self, event: VisitReady, computed: Computed, history: History, watch: Stopwatch) -> Alerts:
         """Associate sources with their history and make the alerts' bytes."""
@@ -382,7 +411,9 @@ class ExposurePipeline:
 
 def compute(pipeline: ExposurePipeline, event: VisitReady, watch: Stopwatch) -> Computed:
     """Compute the pixels (step 3a), once, whatever happens to the history afterwards."""
-    return pipeline.prepare(event, pipeline.difference(event, watch), watch)
+    computed = pipeline.prepare(event, pipeline.difference(event, watch), watch)
+    pipeline.keep_difference(event, computed, watch)
+    return computed
 
 
 def store(

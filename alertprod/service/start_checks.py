@@ -156,6 +156,8 @@ def check_schemas(knows: Callable[[int], bool], schema_id: int) -> Iterator[Find
 
 def check_templates(config: DaemonConfig) -> Iterator[Finding]:
     """Look at the template index, and whether its tiles are where it says."""
+    if config.butler.template_dataset is not None:
+        return  # the repository is asked, and opening it has looked
     uri = config.store.template_index
     path = local_path(uri)
     if path is not None and not Path(path).exists():

@@ -14,6 +14,9 @@ from alertprod.errors import AlertprodError, CorruptImage, DiskFull, ImageNotYet
 
 _LOCAL_SCHEMES = ("file", "local")
 
+_CONFIGURED_SCHEMES = ("butler:",)
+"""What these URIs name lies in a repository that the configuration names, and nowhere else."""
+
 MAX_FILE_BYTES = 2 << 30
 """Of a remote file that is read into memory: four times an uncompressed 4096² exposure in double precision."""
 
@@ -41,6 +44,8 @@ def is_allowed(uri: str, roots: Sequence[str]) -> bool:
     roots
         Folders, or URI prefixes. None at all: any local file.
     """
+    if uri.startswith(_CONFIGURED_SCHEMES):
+        return True
     if "::" in uri:  # fsspec's chains, by which one protocol is handed to another
         return False
     scheme, separator, rest = uri.partition("://")

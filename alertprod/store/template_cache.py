@@ -25,7 +25,7 @@ from alertprod.errors import ConfigError, DiskFull
 from alertprod.images.exposure import Exposure
 from alertprod.images.masked_image import MaskedImage
 from alertprod.images.profile import InstrumentProfile
-from alertprod.store.files import stamp_file, translated_errors
+from alertprod.store.files import translated_errors
 from alertprod.store.images import ImageStore
 
 _MAGIC = b"alertprod tile 1"
@@ -190,7 +190,7 @@ class TemplateCache:
                 yield facts.st_mtime_ns, facts.st_size, Path(entry.path)
 
     def _key(self, uri: str, profile: InstrumentProfile | None) -> str:
-        stamp = stamp_file(uri)
+        stamp = self._images.stamp(uri)
         described = "" if profile is None else profile.model_dump_json()
         text = "\0".join((uri, str(stamp.size), stamp.version, described, __version__))
         return hashlib.sha256(text.encode()).hexdigest()[:40]

@@ -1,7 +1,7 @@
 """Templates: the tiles under an exposure, found, loaded, warped onto its grid and merged."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +75,8 @@ class TemplateStore:
         How to read the tiles; the project's own layout by default.
     n_threads
         Threads that share the warping of a tile.
+    find_tiles
+        Asked in place of an index: the URIs of the tiles of a band that touch a region.
 
     Raises
     ------
@@ -89,8 +91,10 @@ class TemplateStore:
         index_uri: str | None = None,
         profile: InstrumentProfile | None = None,
         n_threads: int = 1,
+        find_tiles: Callable[[SphericalPolygon, str], Sequence[str]] | None = None,
     ) -> None:
         self._cache = cache
+        self._find_tiles = find_tiles
         self._index_uri = index_uri
         self._profile = profile
         self._n_threads = n_threads
@@ -108,6 +112,8 @@ class TemplateStore:
         StoreUnavailable
             Raised if the index has changed and cannot be read.
         """
+        if self._find_tiles is not None:
+            return list(self._find_tiles(region, band))
         self._refresh_index()
         return [tile.uri for tile in self._index.query(region, band)]
 
