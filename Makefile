@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export NUMBA_NUM_THREADS ?= 2
 
-.PHONY: help run install test lint typecheck check quality format constraints clean
+.PHONY: help run install test test-faults lint typecheck check butler quality format constraints clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ run: $(VENV)/.installed  ## Install what is missing and run a small simulated ni
 install: $(VENV)/.installed-dev  ## Make the environment for development
 
 test: $(VENV)/.installed-dev  ## Everything CI runs: lint, types, layers, tests
-	$(MAKE) --no-print-directory lint typecheck check
+	$(MAKE) --no-print-directory lint typecheck check butler
 
 lint: $(VENV)/.installed-dev  ## Style and layers
 	$(BIN)/ruff check .
@@ -29,6 +29,17 @@ typecheck: $(VENV)/.installed-dev  ## Types
 
 check: $(VENV)/.installed-dev  ## The tests alone; ARGS passes options on to pytest
 	$(BIN)/pytest $(ARGS)
+
+test-faults: $(VENV)/.installed-dev  ## Faults, many times over, on a real Kafka; one part: ARGS="-k broker"
+	$(BIN)/pytest -m faults $(ARGS)
+	PYTHONPATH=tests $(BIN)/python tests/daemon_site.py
+
+# Rubin's middleware pins a package lower than matplotlib has it here: an environment of its own.
+BUTLER_VENV ?= .cache/butler
+butler:  ## The tests of the adapter for Rubin's middleware, in an environment of their own; ARGS as for check
+	@if $(MAKE) --no-print-directory $(BUTLER_VENV)/.installed; then $(BUTLER_VENV)/bin/pytest tests/butler $(ARGS); \
+	elif [ "$$CI" = true ]; then exit 1; \
+	else echo "skipped tests/butler: the extra lsst cannot be installed here, see above"; fi
 
 SEEDS ?= 1
 SIZE ?= 1024
@@ -61,4 +72,10 @@ $(VENV)/.installed-dev: pyproject.toml ops/constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-bench: pyproject.toml ops/constraints.txt | $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e '.[test,dev,parquet,postgres,bench]'
+	@touch $@
+
+$(BUTLER_VENV)/.installed: pyproject.toml ops/constraints.txt ops/constraints-lsst.txt
+	test -x $(BUTLER_VENV)/bin/python || $(PYTHON) -m venv $(BUTLER_VENV)
+	grep -v '^python-dateutil==' ops/constraints.txt | cat - ops/constraints-lsst.txt > $(BUTLER_VENV)/constraints.txt
+	$(BUTLER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(BUTLER_VENV)/constraints.txt -e '.[test,lsst]'
 	@touch $@

@@ -38,6 +38,7 @@ class Bench:
     status: int | None = None
     thread: threading.Thread | None = None
     prefetched: list = field(default_factory=list)
+    reload: Callable | None = None
 
     def start(self, *, owner: str = "daemon-0", producer=None) -> None:
         def connect(**callbacks):
@@ -55,6 +56,7 @@ class Bench:
             metrics=self.metrics,
             health=self.health,
             prefetch=self.prefetched.append,
+            reload=self.reload,
         )
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -79,8 +81,10 @@ class Bench:
         return self.metrics.registry.get_sample_value(f"alertprod_{name}", labels) or 0.0
 
 
-def make_bench(folder: Path, *, workers: int = 1, partitions: int = 2, **limits: float) -> Bench:
-    url = f"sqlite:///{folder}/ledger.sqlite"
+def make_bench(
+    folder: Path, *, workers: int = 1, partitions: int = 2, database_url: str | None = None, **limits: float
+) -> Bench:
+    url = database_url or f"sqlite:///{folder}/ledger.sqlite"
     database = Database(url)
     database.upgrade()
     for name in ("outbox", "diary"):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from traps import pass_by
+
 from alertprod.errors import (
     BadSubtraction,
     CorruptImage,
@@ -67,6 +69,7 @@ class FakePipeline:
     def process(self, order: WorkOrder) -> WorkResult:
         event = order.event
         seen = self._note(event)
+        pass_by(self._diary.parent, "compute", in_worker=True)
         if seen > 0 and event.target_name.endswith(" once"):
             return self._store(order)
         match event.target_name.removesuffix(" once").split():
@@ -78,6 +81,8 @@ class FakePipeline:
                 time.sleep(3600)
             case ["crash"]:
                 os._exit(11)
+            case ["segfault"]:
+                os.kill(os.getpid(), signal.SIGSEGV)
             case ["eat"]:
                 hoard = [os.urandom(1 << 20) for _ in range(400)]
                 time.sleep(3600 * len(hoard))
@@ -108,13 +113,17 @@ class FakePipeline:
 
     def _store(self, order: WorkOrder) -> WorkResult:
         event = order.event
+        padding = b""
+        if event.target_name is not None and event.target_name.startswith("large "):
+            padding = os.urandom(int(event.target_name.split()[1]))
         messages = [
             OutboxMessage(
-                b"%d" % n, f"alert {n} of {event.key.decode()} by {os.getpid()}".encode(), (("n", b"%d" % n),)
+                b"%d" % n, f"alert {n} of {event.key.decode()} by {os.getpid()}".encode() + padding, (("n", b"%d" % n),)
             )
             for n in range(N_ALERTS)
         ]
         outbox = write_outbox(outbox_uri(self._outbox, order.claim), messages)
+        pass_by(self._diary.parent, "outbox", in_worker=True)
         facts = {"counts": {"dia_sources": N_ALERTS}, "stage_seconds": {"load": 0.01}, "figures": {"kernel_sum": 1.0}}
         with self._database.write() as connection:
             self._ledger.mark_stored(
@@ -125,6 +134,7 @@ class FakePipeline:
                 outbox_sha256=outbox.sha256,
                 summary=summary_facts(event, **facts),
             )
+        pass_by(self._diary.parent, "stored", in_worker=True)
         if event.target_name == "store, die once":
             os._exit(12)
         if event.target_name == "store, kill the daemon once":

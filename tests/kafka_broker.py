@@ -75,12 +75,19 @@ class KafkaBroker(ExistingBroker):
         Raised if Java or the jars cannot be had.
     """
 
-    def __init__(self, *, heap: str = "512m", properties: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        heap: str = "512m",
+        properties: Mapping[str, str] | None = None,
+        more_listeners: tuple[str, str] | None = None,
+    ) -> None:
         try:
             self._java, self._libs = find_java(), gather_jars("kafka")
         except JarsMissing as missing:
             raise BrokerMissing(str(missing)) from missing
         self._heap = heap
+        self.behind_port: int | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="alertprod-kafka-"))
         self._process: subprocess.Popen[bytes] | None = None
         port, controller_port = _free_ports(2)
@@ -98,10 +105,27 @@ class KafkaBroker(ExistingBroker):
             "log.dirs": str(self._directory / "data"),
             **(properties or {}),
         }
+        if more_listeners is not None:
+            own["listeners"] += f",{more_listeners[0]}"
+            own["advertised.listeners"] += f",{more_listeners[1]}"
         self._settings.write_text(_overridden(SERVER_PROPERTIES.read_text(), own))
         self._run_tool(
             "kafka.tools.StorageTool", "format", "--standalone", "-t", _cluster_id(), "-c", str(self._settings)
         )
+
+    @classmethod
+    def behind(cls, proxy_port: int) -> "KafkaBroker":
+        """A broker with a second way in, `behind_port`, that it advertises as `proxy_port`: clients come by a proxy."""
+        (port,) = _free_ports(1)
+        broker = cls(
+            properties={
+                "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
+                "inter.broker.listener.name": "PLAINTEXT",
+            },
+            more_listeners=(f"PROXIED://127.0.0.1:{port}", f"PROXIED://127.0.0.1:{proxy_port}"),
+        )
+        broker.behind_port = port
+        return broker
 
     @property
     def pid(self) -> int | None:

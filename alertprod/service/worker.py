@@ -224,7 +224,7 @@ class WorkerPool:
             process.start()
         theirs.close()
         assert process.pid is not None
-        self._log.debug("worker started", worker=number, pid=process.pid)
+        self._log.info("worker started", worker=number, pid=process.pid)
         return _Worker(number, process, ours, psutil.Process(process.pid), self._clock(), self._factory)
 
     def _is_free(self, worker: _Worker) -> bool:

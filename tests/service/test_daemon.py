@@ -1,5 +1,7 @@
 """The daemon with real worker processes and a broker in memory: what becomes of each kind of event."""
 
+import dataclasses
+import threading
 import time
 from pathlib import Path
 
@@ -7,12 +9,14 @@ import pytest
 from daemon_bench import make_bench
 from daemon_fakes import N_ALERTS, MemoryProducer, make_event
 
-from alertprod.errors import BrokerUnavailable, StoreUnavailable
+from alertprod.errors import BrokerUnavailable, ConfigError, StoreUnavailable
 from alertprod.service.daemon import EXIT_FATAL, EXIT_OK
+from alertprod.service.reload import Reloaded
+from alertprod.service.steps import Identity
 from alertprod.service.work import WorkOrder
 from alertprod.store.ledger import EventPosition, ExposureKey, LedgerState
 from alertprod.stream.dead_letter import REPLAY_HEADER, parse_dead_letter
-from alertprod.stream.errors import ProducerFenced
+from alertprod.stream.errors import MessageRefused, ProducerFenced
 from alertprod.stream.messages import NextVisit, decode_visit_summary, encode_event, hash_bodies
 from alertprod.stream.records import Lane, Received
 
@@ -437,3 +441,132 @@ def test_readiness_follows_workers_and_store(bench, monkeypatch):
     assert bench.health.live()[0]
     bench.stop()
     assert "start" in bench.health.problems()
+
+
+def test_a_stored_exposure_that_cannot_be_published_is_dead_lettered_in_the_ledger_too(tmp_path):
+    bench = make_bench(tmp_path, outbox_wait_s=0.3)
+    bench.broker.send_event(make_event(1))
+    bench.broker.send_event(make_event(2))
+    outbox = store_row(bench, 1, offset=0)
+    Path(outbox.uri).unlink()
+    bench.start()
+
+    bench.wait_until(lambda: len(bench.broker.transactions) == 2)  # its lane goes on
+    assert bench.stop() == EXIT_OK
+
+    row = bench.ledger.get(ExposureKey("Camera", 1, 0))
+    assert (row.state, row.reason) == (LedgerState.DEAD_LETTERED, "corrupt_outbox")
+    bench.start()  # and the committed offset does not make it published
+    bench.wait_until(lambda: not bench.health.problems())
+    assert bench.stop() == EXIT_OK
+    assert bench.ledger.get(ExposureKey("Camera", 1, 0)).state == LedgerState.DEAD_LETTERED
+
+
+def test_an_alert_that_the_broker_refuses_ends_its_exposure_and_not_its_lane(bench):
+    bench.broker.fail_publish = [MessageRefused("alerts", b"1", 1 << 24, "too large")]
+    bench.broker.send_event(make_event(1))
+    bench.broker.send_event(make_event(2))
+    bench.start()
+
+    bench.wait_until(lambda: len(bench.broker.transactions) == 2)
+    assert bench.stop() == EXIT_OK
+
+    states = [bench.ledger.get(ExposureKey("Camera", visit, 0)) for visit in (1, 2)]
+    assert [row.state for row in states] == [LedgerState.DEAD_LETTERED, LedgerState.PUBLISHED]
+    assert states[0].reason == "message_refused"
+
+
+def test_the_replay_of_a_dead_letter_whose_exposure_is_published_by_now_is_refused(bench):
+    bench.broker.send_event(make_event(1))
+    bench.broker.send_event(make_event(1), headers=[(REPLAY_HEADER, b"dead-letter")])
+    bench.start()
+
+    bench.wait_until(lambda: bench.sample("exposures_total", instrument="Camera", outcome="duplicate") == 1)
+    assert bench.stop() == EXIT_OK
+
+    assert len(bench.broker.of("alerts")) == N_ALERTS
+
+
+def test_an_event_that_names_a_file_outside_the_allowed_roots_is_a_dead_letter(tmp_path):
+    bench = make_bench(tmp_path)
+    store = bench.config.store.model_copy(update={"allowed_roots": ("/data", "s3://night/")})
+    bench.config = bench.config.model_copy(update={"store": store})
+    good = ("/data/1.fits", "file:///data/deep/2.fits", "s3://night/3.fits")
+    bad = ("/etc/passwd", "/data/../etc/passwd", "https://elsewhere/4.fits", "s3://nightly/5.fits", "s3://night/../6.fits",
+           "simplecache::s3://night/7.fits")  # fmt: skip
+    for visit, uri in enumerate((*good, *bad)):
+        bench.broker.send_event(make_event(visit, calexp_uri=uri))
+    bench.start()
+
+    bench.wait_until(lambda: len(bench.broker.transactions) == len(good) + len(bad))
+    assert bench.stop() == EXIT_OK
+
+    assert len(bench.broker.of("alerts")) == N_ALERTS * len(good)
+    letters = bench.broker.of("visit-ready-dead-letters")
+    assert [dict(letter.headers)["alertprod-error-reason"] for letter in letters] == [b"invalid_event"] * len(bad)
+
+
+def test_without_allowed_roots_nothing_is_fetched_over_a_network(bench):
+    bench.broker.send_event(make_event(1, calexp_uri="http://169.254.169.254/latest"))
+    bench.start()
+
+    bench.wait_until(lambda: len(bench.broker.transactions) == 1)
+
+    assert bench.broker.of("visit-ready-dead-letters")
+
+
+def test_a_reload_changes_limits_at_once_and_workers_after_what_they_are_at(bench):
+    bench.reload = lambda holds: Reloaded(
+        config=holds.model_copy(update={"limits": holds.limits.model_copy(update={"max_event_age_s": 1.0})}),
+        left_out=("kafka",),
+        identity=Identity(owner="daemon-0", version="1.0", config_hash="another"),
+        pipeline=dataclasses.replace(bench.factory, outbox=f"{bench.folder}/outbox2"),
+        prefetch=None,
+    )
+    bench.broker.send_event(make_event(1, does="sleep 1"))
+    bench.start()
+    bench.wait_until((bench.folder / "diary" / "1.0").exists)
+    before = bench.workers.process_ids()
+
+    bench.daemon.request_reload()
+    bench.wait_until(lambda: bench.sample("reloads_total", outcome="done") == 1)
+    bench.wait_until(lambda: len(bench.broker.transactions) == 1)
+    bench.wait_until(lambda: bench.workers.n_idle == 1 and bench.workers.process_ids() != before)
+    bench.broker.send_event(make_event(2))  # five seconds old: too old now
+    bench.broker.send_event(make_event(3, replay=True))
+    bench.wait_until(lambda: len(bench.broker.transactions) == 3)
+    assert bench.stop() == EXIT_OK
+
+    summaries = [decode_visit_summary(message.value) for message in bench.broker.of("visit-summary")]
+    assert [summary.outcome for summary in summaries] == ["published", "expired", "published"]
+    assert [summary.versions["config_hash"] for summary in summaries[1:]] == ["another"] * 2
+    assert "outbox2" in bench.ledger.get(ExposureKey("Camera", 3, 0)).outbox_uri
+
+
+def test_a_reload_that_is_refused_changes_nothing(bench):
+    def refuse(_holds):
+        raise ConfigError("alertprod.toml", "limits.lease_s", "too small")
+
+    bench.reload = refuse
+    bench.start()
+    bench.daemon.request_reload()
+    bench.wait_until(lambda: bench.sample("reloads_total", outcome="refused") == 1)
+    bench.broker.send_event(make_event(1))
+
+    bench.wait_until(lambda: len(bench.broker.transactions) == 1)
+
+
+def test_livez_says_idle_working_and_wedged(bench, monkeypatch):
+    bench.broker.send_event(make_event(1, does="sleep 1"))
+    bench.start()
+    bench.wait_until(lambda: bench.health.describe()["state"] == "working")
+    bench.wait_until(lambda: bench.health.describe()["state"] == "idle")
+    assert bench.health.has_started
+
+    hold = threading.Event()
+    monkeypatch.setattr(bench.ledger, "claim", lambda *_args, **_kwargs: hold.wait(60.0))
+    monkeypatch.setattr(bench.health, "_desks", [(name, busy, 0.3) for name, busy, _ in bench.health._desks])
+    bench.broker.send_event(make_event(2))
+    bench.wait_until(lambda: bench.health.describe()["state"] == "wedged")
+    assert "clerk" in bench.health.live()[1]
+    hold.set()

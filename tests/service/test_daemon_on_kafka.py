@@ -9,73 +9,29 @@ from collections import Counter
 import psutil
 import pytest
 from daemon_fakes import N_ALERTS, make_event
-from daemon_process import DaemonProcess, make_topics
+from daemon_site import Site, alert_name, topic_partitions
 
-from alertprod.store.database import Database
-from alertprod.store.ledger import ExposureKey, Ledger, LedgerState
+from alertprod.store.ledger import LedgerState
 from alertprod.stream.embedded import EmbeddedBroker
-from alertprod.stream.messages import decode_visit_summary, encode_visit_ready
-from alertprod.stream.producer import AlertProducer
-from alertprod.stream.records import OutgoingMessage
-from alertprod.stream.tail import AlertTail
-
-
-class Site:
-    """Topics on a broker, and a daemon's folder."""
-
-    def __init__(self, folder, bootstrap_servers, delivery, prefix):
-        self.folder, self.bootstrap_servers, self.delivery, self.prefix = folder, bootstrap_servers, delivery, prefix
-        self.topics = make_topics(prefix)
-
-    def start(self):
-        return DaemonProcess(self.folder, self.bootstrap_servers, self.delivery, self.prefix)
-
-    def send(self, *events):
-        with AlertProducer(self.bootstrap_servers) as producer:
-            producer.publish(
-                OutgoingMessage(topic=self.topics.visit_ready, key=e.key, value=encode_visit_ready(e)) for e in events
-            )
-
-    def read(self, topic, isolation="read_committed"):
-        with AlertTail(self.bootstrap_servers, [topic], isolation=isolation) as tail:
-            return list(tail.messages(idle_s=10.0))
-
-    def outcomes(self):
-        return {
-            s.visit: s.outcome for s in (decode_visit_summary(m.value) for m in self.read(self.topics.visit_summary))
-        }
-
-    def row(self, visit):
-        ledger = Ledger(Database(f"sqlite:///{self.folder}/ledger.sqlite"))
-        return ledger.get(ExposureKey("Camera", visit, 0))
-
-    def is_at_work_on(self, visit):
-        return (self.folder / "diary" / f"{visit}.0").exists
-
-
-def topic_partitions(topics):
-    return {topics.visit_ready: 2, topics.next_visit: 1} | dict.fromkeys(
-        (topics.alerts, topics.visit_summary, topics.dead_letters, topics.replay), 1
-    )
 
 
 @pytest.fixture
 def embedded(tmp_path):
     prefix = "night"
-    with EmbeddedBroker(topic_partitions(make_topics(prefix)), own_process=True) as broker:
+    with EmbeddedBroker(topic_partitions(prefix), own_process=True) as broker:
         yield Site(tmp_path / "site", broker.bootstrap_servers, "at-least-once", prefix)
 
 
 @pytest.fixture
 def kafka(tmp_path, kafka_broker):
     prefix = f"night-{uuid.uuid4().hex[:8]}"
-    kafka_broker.create_topics(topic_partitions(make_topics(prefix)))
+    kafka_broker.create_topics(topic_partitions(prefix))
     return Site(tmp_path / "site", kafka_broker.bootstrap_servers, "exactly-once", prefix)
 
 
 def count_alerts(messages):
     """How often each alert is there, by visit and number; bodies say which process made them."""
-    return Counter(b" ".join(message.value.split(b" ")[:4]).decode() for message in messages)
+    return Counter(alert_name(message.value) for message in messages)
 
 
 def expected_alerts(*visits):
@@ -87,7 +43,7 @@ def test_at_least_once_on_the_embedded_broker_publishes_says_so_and_drains_on_si
     with embedded.start() as daemon:
         daemon.wait_until(lambda: len(embedded.outcomes()) == 3)
         embedded.send(make_event(4, does="sleep 2"))
-        daemon.wait_until(embedded.is_at_work_on(4))
+        daemon.wait_until(lambda: embedded.is_at_work_on(4))
         embedded.send(make_event(5, does="hang"), make_event(6, does="hang"))  # one of them waits behind 4, one for it
 
         started = time.monotonic()
@@ -138,7 +94,7 @@ def test_a_daemon_killed_between_store_and_publish_publishes_the_same_bytes_once
 def test_a_daemon_killed_at_work_is_followed_by_one_that_does_it_again_without_waiting_for_the_lease(kafka):
     kafka.send(make_event(1, does="hang once"))
     with kafka.start() as daemon:
-        daemon.wait_until(kafka.is_at_work_on(1))
+        daemon.wait_until(lambda: kafka.is_at_work_on(1))
         os.kill(daemon.process.pid, signal.SIGKILL)
         daemon.process.wait(10)
     assert kafka.row(1).state == LedgerState.CLAIMED

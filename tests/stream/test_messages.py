@@ -7,6 +7,7 @@ import time
 
 import fastavro
 import pytest
+from event_fuzz import damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -225,7 +226,8 @@ def test_any_json_in_any_field_is_an_event_or_invalid(changes):
             assert isinstance(decode_visit_ready(value), VisitReady)
 
 
-def test_ten_thousand_damaged_events_are_events_or_invalid_and_quick():
+@pytest.mark.parametrize("n_events", [10_000, pytest.param(100_000, marks=pytest.mark.faults)])
+def test_damaged_events_are_events_or_invalid_and_quick(n_events):
     rng = random.Random(20251122)
     seeds = [
         encode_event(event, format=wire_format)
@@ -233,7 +235,7 @@ def test_ten_thousand_damaged_events_are_events_or_invalid_and_quick():
         for wire_format in ("json", "avro")
     ]
     n_invalid, slowest = 0, 0.0
-    for _ in range(10_000):
+    for _ in range(n_events):
         value = damage(rng, bytearray(rng.choice(seeds)))
         started = time.perf_counter()
         try:
@@ -241,25 +243,8 @@ def test_ten_thousand_damaged_events_are_events_or_invalid_and_quick():
         except InvalidEvent:
             n_invalid += 1
         slowest = max(slowest, time.perf_counter() - started)
-    assert n_invalid > 5000
+    assert n_invalid > n_events / 2
     assert slowest < 1.0
-
-
-def damage(rng: random.Random, value: bytearray) -> bytes:
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(value)) if value else 0
-        match rng.randrange(5):
-            case 0:
-                del value[at:]
-            case 1 if value:
-                value[at] ^= 1 << rng.randrange(8)
-            case 2:
-                value[at:at] = rng.randbytes(rng.randint(1, 8))
-            case 3:
-                value[at : at + rng.randint(1, 16)] = b""
-            case 4:
-                value[at:at] = value[rng.randrange(at + 1) :]
-    return bytes(value)
 
 
 def test_every_schema_agrees_with_its_model():

@@ -1,0 +1,70 @@
+"""Traps: a daemon or a worker of the tests dies, by SIGKILL, at a place that a test has chosen beforehand.
+
+A trap is a file, so that it can be set from another process and springs once, whoever comes by first.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DAEMON_PLACES = ("receive", "claim", "publish", "commit", "committed", "settle")
+"""In the daemon: before decoding; after the claim; before the transaction; with all of it sent and nothing committed;
+after its commit; after the ledger was told."""
+
+WORKER_PLACES = ("compute", "outbox", "stored")
+"""In a worker: before anything; with the outbox file there and no row; with the row stored and nobody told."""
+
+
+def set_trap(folder: Path, place: str, *, victim: str) -> None:
+    """Let the next that comes by `place` die: ``daemon`` or ``worker``."""
+    (folder / "traps").mkdir(exist_ok=True)
+    (folder / "traps" / place).write_text(victim)
+
+
+def has_sprung(folder: Path, place: str) -> bool:
+    return not (folder / "traps" / place).exists()
+
+
+def pass_by(folder: Path, place: str, *, in_worker: bool = False) -> None:
+    """Die if a trap is set here."""
+    trap = folder / "traps" / place
+    try:
+        victim = trap.read_text()
+        trap.unlink()
+    except FileNotFoundError:
+        return
+    os.kill(os.getppid() if in_worker and victim == "daemon" else os.getpid(), signal.SIGKILL)
+    time.sleep(600.0)  # the parent is dead: whoever watches for that ends this process
+
+
+def lay_in_daemon(folder: Path) -> None:
+    """Put the daemon's places where they belong, in this process."""
+    from alertprod.service import steps
+    from alertprod.stream.producer import AlertProducer
+
+    def before(call: Callable[P, R], place: str) -> Callable[P, R]:
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            pass_by(folder, place)
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    def after(call: Callable[P, R], place: str) -> Callable[P, R]:
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            result = call(*args, **kwargs)
+            pass_by(folder, place)
+            return result
+
+        return wrapped
+
+    steps.receive = before(steps.receive, "receive")
+    steps.claim = after(steps.claim, "claim")
+    steps.publish = after(before(steps.publish, "publish"), "committed")
+    steps.settle = after(steps.settle, "settle")
+    AlertProducer._commit = before(AlertProducer._commit, "commit")  # type: ignore[method-assign]
