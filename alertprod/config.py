@@ -362,7 +362,7 @@ class AlertsConfig(_Section):
     """Name of the plugged-in scorer (entry point of `alertprod.reliability_scorers`) that gives ``reliability``; None: null in every packet."""
 
     scorer_options: dict[str, Any] = Field(default_factory=dict)
-    """What the scorer is made with: where its model is, for one. Its own documentation says."""
+    """What the scorer is made with, as its documentation says; the place of its model, for one: an absolute path."""
 
     min_reliability: float | None = Field(None, ge=0, le=1)
     """DiaSources scored below are neither stored nor sent; None: all are. Means nothing without a scorer."""
@@ -555,6 +555,9 @@ def redacted(config: DaemonConfig) -> dict[str, Any]:
     for name in data["kafka"]["security"]:
         if any(word in name for word in _SECRET_WORDS):
             data["kafka"]["security"][name] = "***"
+    for name in data["alerts"]["scorer_options"]:
+        if any(word in name.lower() for word in _SECRET_WORDS):
+            data["alerts"]["scorer_options"][name] = "***"
     scheme, separator, rest = data["store"]["database_url"].partition("://")
     credentials, at, host = rest.rpartition("@")
     if at:

@@ -40,9 +40,12 @@ def test_paths_are_relative_to_the_file(tmp_path):
         [instruments.Camera]
         profile = "profiles/camera.toml"
         template_profile = "rubin"
+        [solar_system]
+        ephemeris_uri = "tonight.ecsv"
         """,
     )
 
+    assert config.solar_system.ephemeris_uri == f"{tmp_path}/tonight.ecsv"
     assert config.store.database_url == f"sqlite:///{tmp_path}/db/alerts.sqlite"
     assert config.store.outbox_uri == f"{tmp_path}/out"
     assert config.store.template_index == "s3://bucket/index.json"
@@ -152,12 +155,20 @@ def test_the_hash_follows_what_changes_results_and_nothing_else(tmp_path):
     base = "[instruments.Camera]\nrelease = 1\n"
     hash_of = config_hash(load(tmp_path, base))
 
-    for same in ("[kafka]\ngroup_id = 'x'\n", "[log]\nlevel = 'debug'\n", "[workers]\ncount = 5\n"):
+    for same in (
+        "[kafka]\ngroup_id = 'x'\n",
+        "[log]\nlevel = 'debug'\n",
+        "[workers]\ncount = 5\n",
+        "[solar_system]\nephemeris_uri = 's3://night/bodies.parquet'\n",
+    ):
         assert config_hash(load(tmp_path, base + same)) == hash_of
     for other in (
         "[instruments.Camera]\nrelease = 2\n",
         base + "difference.detection.thresholdValue = 6.0\n",
         base + "[association]\nradius_arcsec = 2.0\n",
+        base + "[association]\nexcluded_flags = ['is_dipole']\n",
+        base + "[solar_system]\nradius_arcsec = 2.0\n",
+        base + "[alerts]\nscorer = 'sharpness'\n",
         base + "[alerts]\nmax_per_exposure = 7\n",
     ):
         assert config_hash(load(tmp_path, other)) != hash_of
@@ -182,10 +193,14 @@ def test_secrets_are_not_shown(tmp_path):
         "sasl.password" = "hunter2"
         [store]
         database_url = "postgresql://alerts:hunter2@db/alerts"
+        [alerts]
+        scorer = "remote"
+        scorer_options = {Token = "hunter2", model = "resnet"}
         """,
     )
 
     assert "hunter2" not in str(redacted(config))
+    assert redacted(config)["alerts"]["scorer_options"] == {"Token": "***", "model": "resnet"}
     assert "hunter2" not in repr(config.kafka)
     assert "SASL_SSL" in str(redacted(config))
 
