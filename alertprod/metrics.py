@@ -404,6 +404,12 @@ class Metrics:
             for band in bands:
                 self._shutter_to_ack.labels(instrument, band)
                 self._shutter_to_published.labels(instrument, band)
+                for histogram in self._figures.values():
+                    histogram.labels(instrument, band)
+            self._shutter_to_event.labels(instrument)
+            self._event_wait.labels(instrument)
+        for stage in STAGES:
+            self._stage.labels(stage)
         for instrument in (*self._bands, OTHER):
             self._expected.labels(instrument)
             self._visits_expected.labels(instrument)
