@@ -62,6 +62,11 @@ def frame_alert(parts: Iterable[bytes]) -> bytes:
     return b"".join((_FRAME.pack(0, ALERT_SCHEMA_ID), *parts))
 
 
+def is_newest(message: bytes) -> bool:
+    """Tell whether a message is framed as one of the newest schema."""
+    return message.startswith(_FRAME.pack(0, ALERT_SCHEMA_ID))
+
+
 def decode_alert(message: bytes) -> dict[str, Any]:
     """Decode a message of any version that was ever written.
 
@@ -115,10 +120,59 @@ def write_messages(target: Path | BinaryIO, messages: Iterable[bytes]) -> int:
     that codec; at its quickest, since noise shrinks no better at its slowest. A path is written under another name first
     and renamed when whole.
     """
-    if not isinstance(target, Path):
-        return _write_container(target, messages)
-    with whole_file(target) as partial, partial.open("wb") as file:
-        return _write_container(file, messages)
+    if isinstance(target, Path):
+        with whole_file(target) as partial, partial.open("wb") as file:
+            return write_messages(file, messages)
+    writer = ContainerWriter(target)
+    for message in messages:
+        writer.write(message)
+    return writer.close()
+
+
+class ContainerWriter:
+    """Writes an Avro object container file message by message; see `write_messages`.
+
+    Parameters
+    ----------
+    file
+        Open for writing bytes; it stays open.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._marker = file, os.urandom(_MARKER_BYTES)
+        self._waiting: list[bytes] = []
+        self._n_waiting_bytes = self._n_written = 0
+        fastavro.writer(file, load_alert_schema(), (), codec="deflate", sync_marker=self._marker)
+
+    def write(self, message: bytes) -> None:
+        """Add one message.
+
+        Raises
+        ------
+        SchemaMismatch
+            Raised if it is of another schema.
+        """
+        if not is_newest(message):
+            raise SchemaMismatch(
+                f"a message that begins with {message[: _FRAME.size].hex()} is none of {ALERT_SCHEMA_ID}"
+            )
+        self._waiting.append(message[_FRAME.size :])
+        self._n_waiting_bytes += len(message)
+        if self._n_waiting_bytes >= _BLOCK_BYTES:
+            self._write_block()
+
+    def close(self) -> int:
+        """Write what waits, and return how many messages there are in all."""
+        if self._waiting:
+            self._write_block()
+        return self._n_written
+
+    def _write_block(self) -> None:
+        packer = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS)  # Avro's deflate has neither head nor checksum
+        data = packer.compress(b"".join(self._waiting)) + packer.flush()
+        n = len(self._waiting)
+        self._file.write(b"".join((encode_long(n), encode_long(len(data)), data, self._marker)))
+        self._waiting, self._n_waiting_bytes, self._n_written = [], 0, self._n_written + n
 
 
 @contextlib.contextmanager
@@ -156,33 +210,6 @@ def read_alerts(source: Path | BinaryIO) -> Iterator[dict[str, Any]]:
         if isinstance(error, SchemaMismatch):
             raise
         raise SchemaMismatch(f"not a readable Avro container: {error!r}") from error
-
-
-def _write_container(file: BinaryIO, messages: Iterable[bytes]) -> int:
-    marker = os.urandom(_MARKER_BYTES)
-    fastavro.writer(file, load_alert_schema(), (), codec="deflate", sync_marker=marker)
-    frame = _FRAME.pack(0, ALERT_SCHEMA_ID)
-    n, n_waiting, waiting = 0, 0, bytearray()
-
-    def write_block() -> None:
-        packer = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS)  # Avro's deflate has neither head nor checksum
-        data = packer.compress(waiting) + packer.flush()
-        file.write(b"".join((encode_long(n_waiting), encode_long(len(data)), data, marker)))
-        waiting.clear()
-
-    for message in messages:
-        if not message.startswith(frame):
-            raise SchemaMismatch(
-                f"a message that begins with {message[: _FRAME.size].hex()} is none of {ALERT_SCHEMA_ID}"
-            )
-        waiting += memoryview(message)[_FRAME.size :]
-        n, n_waiting = n + 1, n_waiting + 1
-        if len(waiting) >= _BLOCK_BYTES:
-            write_block()
-            n_waiting = 0
-    if n_waiting:
-        write_block()
-    return n
 
 
 def _as_record(decoded: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
-from alertprod.alerts.avro import encode_alert, whole_file, write_messages
+from alertprod.alerts.avro import encode_alert, is_newest, whole_file, write_messages
 from alertprod.alerts.registry import load_alert_schema
 from alertprod.alerts.tables import make_alert_table
 from alertprod.errors import ConfigError
@@ -36,7 +36,9 @@ class ExportItem(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the alert as a message of the newest schema."""
-        return self.message if self.message is not None else encode_alert(self.packet)
+        if self.message is not None and is_newest(self.message):
+            return self.message
+        return encode_alert(self.packet)
 
 
 def guess_format(path: Path) -> Format:

@@ -1,18 +1,30 @@
-"""``alertprod alerts``: look at alerts, on their topic or in a file."""
+"""``alertprod alerts``: look at alerts, check them, hand them on."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alertprod.cli.alert_files import export, validate
+from alertprod.cli.alert_options import (
+    ObjectOption,
+    SinceOption,
+    SnrOption,
+    SourcesArgument,
+    UntilOption,
+    find,
+    make_filter,
+)
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, out, print_json
 from alertprod.config import load_config
-from alertprod.errors import SchemaMismatch
 
-app = typer.Typer(help="Look at alerts: on their topic, or in a file.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from alertprod.service.alert_sources import Found
+
+app = typer.Typer(help="Look at alerts: on their topic, or in files.", no_args_is_help=True)
 
 _CUTOUTS = ("cutoutDifference", "cutoutScience", "cutoutTemplate")
 
@@ -20,55 +32,139 @@ _CUTOUTS = ("cutoutDifference", "cutoutScience", "cutoutTemplate")
 @app.command("tail")
 def tail(
     config: ConfigOption = None,
+    topic: Annotated[str | None, typer.Option(help="Another topic than the configuration's.")] = None,
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Begin with the oldest alert there is, not with the next.")
     ] = False,
     follow: Annotated[bool, typer.Option(help="Wait for more; --no-follow stops at the end.")] = True,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    objects: ObjectOption = None,
+    min_snr: SnrOption = None,
     output: Annotated[Path | None, typer.Option("-o", help="Write the alerts to this Avro container too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print alerts as they are published (committed ones only), one line each."""
-    from alertprod.alerts.avro import decode_alert, write_alerts
+    """Show alerts as they are published (committed ones only): a live table on a terminal, lines in a pipe.
+
+    What is no alert is said, and counted, and does not end it.
+    """
+    from alertprod.service.alert_sources import examine
     from alertprod.stream.tail import AlertTail
 
     loaded = load_config(config)
-    with AlertTail(
-        loaded.kafka.bootstrap_servers,
-        [loaded.topics.alerts],
-        start="earliest" if from_beginning else "latest",
-        options=loaded.kafka.client_options(),
-    ) as reader:
+    topic = topic or loaded.topics.alerts
+    wanted = make_filter(None, None, objects, min_snr)
+    screen = _Screen(f"{topic} on {loaded.kafka.bootstrap_servers}", as_json=as_json)
 
-        def packets() -> Iterator[dict[str, Any]]:
-            for message in itertools.islice(reader.messages(follow=follow), limit):
-                packet = decode_alert(message.value or b"")
-                _print_line(packet, as_json=as_json)
-                yield packet
-
+    with (
+        AlertTail(
+            loaded.kafka.bootstrap_servers,
+            [topic],
+            start="earliest" if from_beginning else "latest",
+            options=loaded.kafka.client_options(),
+        ) as reader,
+        nullcontext() if output is None else _container(output) as keep,
+        screen,
+    ):
         try:
-            n = write_alerts(output, packets()) if output is not None else sum(1 for _ in packets())
-        except KeyboardInterrupt:
-            return
-    err.print(f"{n} alerts", markup=False)
+            for received in reader.messages(follow=follow):
+                found = examine(received)
+                if found.packet is None:
+                    screen.show_unreadable(found)
+                elif wanted.takes(found.packet):
+                    if keep is not None:
+                        keep(found.message or b"")
+                    screen.show(found.packet)
+                    if screen.n_alerts == limit:
+                        break
+        except KeyboardInterrupt:  # the usual end; what was seen is in the file
+            pass
+    unreadable = f", {screen.n_unreadable} unreadable" if screen.n_unreadable else ""
+    err.print(f"{screen.n_alerts} alerts{unreadable}", markup=False)
+
+
+@contextmanager
+def _container(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Give what takes messages for a container, which appears when all is said."""
+    from alertprod.alerts.avro import ContainerWriter, whole_file
+
+    with whole_file(path) as partial, partial.open("wb") as file:
+        writer = ContainerWriter(file)
+        yield writer.write
+        writer.close()
+
+
+class _Screen:
+    """Where `tail` shows alerts: JSON, a live table, or lines."""
+
+    def __init__(self, title: str, *, as_json: bool) -> None:
+        self.n_alerts = self.n_unreadable = 0
+        self._as_json = as_json
+        self._live: Any = nullcontext()
+        self._table: Any = None
+        if out.is_terminal and not as_json:
+            from rich.live import Live
+
+            from alertprod.view.live_alerts import LiveAlerts
+
+            self._table = LiveAlerts(title)
+            self._live = Live(self._table, console=out, refresh_per_second=4, vertical_overflow="crop")
+
+    def __enter__(self) -> None:
+        self._live.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.__exit__(*exception)
+
+    def show(self, packet: Mapping[str, Any]) -> None:
+        self.n_alerts += 1
+        if self._as_json:
+            print_json(_without_bytes(packet))
+        elif self._table is not None:
+            self._table.add(packet)
+        else:
+            from alertprod.view.live_alerts import describe_line
+
+            out.print(describe_line(packet), markup=False)
+
+    def show_unreadable(self, found: "Found") -> None:
+        self.n_unreadable += 1
+        if self._table is not None:
+            self._table.add_unreadable(f"{found.where}: {found.problem}")
+        else:
+            err.print(f"{found.where}: {found.problem}", markup=False, style="red")
 
 
 @app.command("show")
 def show(
-    file: Annotated[Path, typer.Argument(help="Avro container of alerts, or one message's bytes.")],
-    alert_id: Annotated[int | None, typer.Option("--id", help="Show this DiaSource's alert whole.")] = None,
-    triplets: Annotated[Path | None, typer.Option(help="Draw the cutouts to this PNG.")] = None,
+    sources: SourcesArgument = None,
+    config: ConfigOption = None,
+    alert_id: Annotated[int | None, typer.Option("--id", help="Show this DiaSource's alert.")] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    objects: ObjectOption = None,
+    min_snr: SnrOption = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the page of one alert to this PNG.")] = None,
+    triplets: Annotated[Path | None, typer.Option(help="Draw the cutouts of several to this PNG.")] = None,
     light_curves: Annotated[Path | None, typer.Option(help="Draw the objects' light curves to this PNG.")] = None,
+    draw: Annotated[
+        bool | None,
+        typer.Option("--draw/--no-draw", help="Draw one alert's pictures with characters; else on a terminal only."),
+    ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Print every field of one alert.")] = False,
     most: Annotated[int, typer.Option(min=1, help="Alerts or objects in a picture, rows in a table.")] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the alerts of a file: a table, one alert whole, or pictures."""
-    packets = list(_read(file))
+    """Show alerts: a table of several, one with its pictures and light curve, or PNG files."""
+    wanted = make_filter(since, until, objects, min_snr)
+    packets = [packet for packet in (found.take() for found in find(sources, config)) if wanted.takes(packet)]
     if alert_id is not None:
         packets = [packet for packet in packets if packet["diaSourceId"] == alert_id]
     if not packets:
-        err.print(f"{file}: no alert" + (f" of DiaSource {alert_id}" if alert_id is not None else ""), markup=False)
+        where = ", ".join(sources) if sources else "the topic"
+        err.print(f"{where}: no alert" + (f" of DiaSource {alert_id}" if alert_id is not None else ""), markup=False)
         raise typer.Exit(1)
+    if png is not None:
+        _save_page(packets, png)
     if triplets is not None:
         from alertprod.view.triplets import save_triplets
 
@@ -80,9 +176,9 @@ def show(
     if as_json:
         for packet in packets:
             print_json(_without_bytes(packet))
-    elif alert_id is not None:
-        out.print(_without_bytes(packets[0]))
-    elif triplets is None and light_curves is None:
+    elif alert_id is not None or len(packets) == 1:
+        _print_one(packets[0], whole=whole, draw=out.is_terminal if draw is None else draw)
+    elif png is triplets is light_curves is None:
         from alertprod.view.tables import make_alerts_table
 
         out.print(make_alerts_table(packets[:most]))
@@ -90,37 +186,35 @@ def show(
             err.print(f"{len(packets) - most} more; --most shows them", markup=False)
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the alerts of a container, or the one whose message the file holds."""
-    from alertprod.alerts.avro import decode_alert, read_alerts
+def _save_page(packets: list[dict[str, Any]], path: Path) -> None:
+    if len(packets) > 1:
+        err.print(f"{len(packets)} alerts: --png draws one, --id names it", markup=False)
+        raise typer.Exit(2)
+    from alertprod.view.alert_page import save_alert_page
 
-    with file.open("rb") as stream:
-        is_message = stream.read(1) == b"\x00"
-    try:
-        if is_message:
-            yield decode_alert(file.read_bytes())
-        else:
-            yield from read_alerts(file)
-    except SchemaMismatch as error:
-        raise SchemaMismatch(f"{file}: {error}") from error
+    save_alert_page(packets[0], path)
+    err.print(f"{path}: alert {packets[0]['diaSourceId']}", markup=False)
 
 
-def _print_line(packet: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(_without_bytes(packet))
+def _print_one(packet: Mapping[str, Any], *, whole: bool, draw: bool) -> None:
+    if whole:
+        out.print(_without_bytes(packet))
         return
-    source = packet["diaSource"]
-    history = len(packet["prvDiaSources"] or ())
-    out.print(
-        f"{source['midpointMjdTai']:.5f} {source['visit']}/{source['detector']} {source['band']}"
-        f" object {source['diaObjectId']} ra {source['ra']:.6f} dec {source['dec']:+.6f}"
-        f" flux {source['psfFlux'] if source['psfFlux'] is not None else float('nan'):.0f} nJy"
-        f" S/N {source['snr']:.1f} history {history}",
-        markup=False,
-    )
+    from alertprod.view.alert_page import make_facts_table
+    from alertprod.view.terminal_pictures import draw_light_curve, draw_triplet
+
+    out.print(make_facts_table(packet))
+    if draw:
+        out.print()
+        out.print(draw_triplet(packet, width=out.width))
+        out.print(draw_light_curve(packet, width=min(out.width, 100)))
 
 
-def _without_bytes(packet: dict[str, Any]) -> dict[str, Any]:
+app.command("validate")(validate)
+app.command("export")(export)
+
+
+def _without_bytes(packet: Mapping[str, Any]) -> dict[str, Any]:
     """Return the packet with its cutouts as their lengths."""
     lengths = {name: None if packet[name] is None else f"{len(packet[name])} bytes" for name in _CUTOUTS}
     return {**packet, **lengths}

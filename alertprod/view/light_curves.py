@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from astropy.time import Time
@@ -14,9 +14,10 @@ from alertprod.association.columns import BANDS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _COLORS = {"u": "#6a3d9a", "g": "#1f78b4", "r": "#33a02c", "i": "#ff7f00", "z": "#e31a1c", "y": "#7f3b08"}
-_OTHER_COLOR = "0.3"
+_OTHER_COLOR = "#4d4d4d"
 
 
 def choose_objects(packets: Iterable[Mapping[str, Any]], *, max_objects: int) -> list[Mapping[str, Any]]:
@@ -55,11 +56,12 @@ def plot_light_curves(packets: Sequence[Mapping[str, Any]], *, n_columns: int = 
     n_rows = -(-len(packets) // n_columns)
     figure = Figure(figsize=(4.2 * n_columns, 2.6 * n_rows + 0.4), dpi=110, layout="constrained", facecolor="white")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    start = min(time for packet in packets for time, *_ in _points(packet))
+    start = min(packet["diaSource"]["midpointMjdTai"] for packet in packets)
+    start = min([start, *(point.mjd_tai for packet in packets for point in list_points(packet))])
     origin = float(np.floor(start))
     bands: set[str] = set()
     for panel, packet in zip(panels, packets, strict=False):
-        bands |= _draw_light_curve(panel, packet, origin)
+        bands |= draw_light_curve_panel(panel, packet, origin)
     for panel in panels[len(packets) :]:
         panel.set_axis_off()
     date = Time(origin, format="mjd", scale="tai").strftime("%Y-%m-%d")
@@ -80,19 +82,38 @@ def _n_points(packet: Mapping[str, Any]) -> int:
     return 1 + len(packet["prvDiaSources"] or ()) + len(packet["prvDiaForcedSources"] or ())
 
 
-def _points(packet: Mapping[str, Any]) -> list[tuple[float, float, float, str, bool]]:
-    """Return (time, flux, error, band, was detected) of every finite flux, forced ones first."""
+class Point(NamedTuple):
+    """One flux of an object on a difference."""
+
+    mjd_tai: float
+    flux: float
+    """nJy."""
+    error: float
+    """Standard error, nJy; 0 where not known."""
+    band: str
+    detected: bool
+    """Else measured at the object's place without being detected, or beside that."""
+
+
+def list_points(packet: Mapping[str, Any]) -> list[Point]:
+    """Return every finite flux of an alert's object, forced ones first."""
     rows = [(row, False) for row in packet["prvDiaForcedSources"] or ()]
     rows += [(row, True) for row in (*(packet["prvDiaSources"] or ()), packet["diaSource"])]
     return [
-        (row["midpointMjdTai"], row["psfFlux"], row["psfFluxErr"] or 0.0, row["band"] or "", detected)
+        Point(row["midpointMjdTai"], row["psfFlux"], row["psfFluxErr"] or 0.0, row["band"] or "", detected)
         for row, detected in rows
-        if row["psfFlux"] is not None or row is packet["diaSource"]
+        if row["psfFlux"] is not None
     ]
 
 
-def _draw_light_curve(panel: Axes, packet: Mapping[str, Any], origin: float) -> set[str]:
-    points = [point for point in _points(packet) if point[1] is not None]
+def band_color(band: str) -> str:
+    """Return the colour that a band is drawn in."""
+    return _COLORS.get(band, _OTHER_COLOR)
+
+
+def draw_light_curve_panel(panel: Axes, packet: Mapping[str, Any], origin: float) -> set[str]:
+    """Draw one object's fluxes against days since `origin` (MJD TAI) and return the bands that there are."""
+    points = list_points(packet)
     panel.axhline(0.0, color="0.75", linewidth=0.8, zorder=0)
     for band in {point[3] for point in points}:
         for detected in (False, True):
@@ -100,7 +121,7 @@ def _draw_light_curve(panel: Axes, packet: Mapping[str, Any], origin: float) -> 
             if not chosen:
                 continue
             time, flux, error = np.array(chosen).T
-            color = _COLORS.get(band, _OTHER_COLOR)
+            color = band_color(band)
             panel.errorbar(
                 time - origin,
                 flux,
@@ -114,7 +135,8 @@ def _draw_light_curve(panel: Axes, packet: Mapping[str, Any], origin: float) -> 
             )
     source = packet["diaSource"]
     n_detections = 1 + len(packet["prvDiaSources"] or ())
-    panel.set_title(f"{source['diaObjectId']}   {_count(n_detections, 'detection')}", fontsize=8.5)
+    identity = source["diaObjectId"] if packet["ssSource"] is None else packet["ssSource"]["designation"]
+    panel.set_title(f"{identity}   {_count(n_detections, 'detection')}", fontsize=8.5)
     panel.text(
         0.02, 0.97, f"{source['ra']:.5f}  {source['dec']:+.5f}", transform=panel.transAxes, fontsize=6.5, va="top",
         color="0.4",
@@ -129,14 +151,17 @@ def _count(n: int, noun: str) -> str:
 
 
 def _draw_legend(figure: Figure, bands: set[str]) -> None:
+    handles = make_legend_handles(bands)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)
+
+
+def make_legend_handles(bands: set[str]) -> list[Line2D]:
+    """Return what a legend shows: a colour a band, a symbol a kind of measurement."""
     from matplotlib.lines import Line2D
 
     known = [band for band in BANDS if band in bands] + sorted(bands - set(BANDS) - {""})
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=_COLORS.get(band, _OTHER_COLOR), label=band) for band in known
-    ]
-    handles += [
+    return [
+        *(Line2D([], [], marker="o", linestyle="", color=band_color(band), label=band) for band in known),
         Line2D([], [], marker="o", linestyle="", color="0.3", label="detection"),
         Line2D([], [], marker="s", linestyle="", color="0.3", markerfacecolor="none", label="forced"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=8, frameon=False)

@@ -22,11 +22,11 @@ def make_alerts_table(packets: Iterable[Mapping[str, Any]], *, title: str | None
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     for packet in packets:
-        source, parent = packet["diaSource"], packet["diaObject"]
+        source, parent, body = packet["diaSource"], packet["diaObject"], packet["ssSource"]
         kinds = [word for word, field in (("dipole", "isDipole"), ("negative", "isNegative")) if source[field]]
         time = Time(source["midpointMjdTai"], format="mjd", scale="tai").strftime("%Y-%m-%d %H:%M:%S")
         table.add_row(
-            f"{source['diaSourceId']}\n{_text(source['diaObjectId'])}",
+            f"{source['diaSourceId']}\n{_text(source['diaObjectId'] if body is None else body['designation'])}",
             f"{source['visit']}/{source['detector']} {_text(source['band'])}\n{time}",
             f"{source['ra']:.6f}\n{source['dec']:+.6f}",
             _number(source["snr"], ".1f"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from astropy.time import Time
@@ -25,7 +25,7 @@ _SKY_RANGE = (-0.5, 3.6)
 _DIFFERENCE_SIGMAS = 8.0
 """Difference images run from minus to plus this many times their noise."""
 
-_NO_DATA_COLOR = "#c9d6e2"
+NO_DATA_COLOR = "#c9d6e2"
 """A colour that no grey-scale image has: pixels without data."""
 
 
@@ -81,7 +81,8 @@ def describe_alert(packet: Mapping[str, Any]) -> tuple[str, str]:
     if source["diaObjectId"] is not None:
         identity = f"object {source['diaObjectId']}"
     else:
-        identity = f"Solar System {source['ssObjectId']}"
+        body = packet["ssSource"]
+        identity = f"Solar System {(body and body['designation']) or source['ssObjectId']}"
     remarks = [
         text
         for text, holds in (
@@ -91,7 +92,7 @@ def describe_alert(packet: Mapping[str, Any]) -> tuple[str, str]:
         )
         if holds
     ]
-    date = Time(source["midpointMjdTai"], format="mjd", scale="tai").strftime("%Y-%m-%d %H:%M")
+    date = Time(source["midpointMjdTai"], format="mjd", scale="tai").utc.strftime("%Y-%m-%d %H:%M UTC")
     facts = [
         f"S/N {_number(source['snr'])}",
         f"{_number(source['psfFlux'])} ± {_number(source['psfFluxErr'])} nJy",
@@ -107,31 +108,59 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _draw_triplet(axes: Sequence[Axes], packet: Mapping[str, Any]) -> None:
-    images = [None if packet[field] is None else np.asarray(load_cutout(packet[field]).data) for field, _ in _ROLES]
-    first, second = describe_alert(packet)
-    axes[0].text(0.0, 1.30, first, transform=axes[0].transAxes, fontsize=7.5, fontweight="bold", va="bottom")
-    axes[0].text(0.0, 1.15, second, transform=axes[0].transAxes, fontsize=7.5, va="bottom")
-    sky = [image for image in images[:2] if image is not None]
+class StretchedCutout(NamedTuple):
+    """A cutout as it is shown."""
+
+    name: str
+    image: FloatArray | None
+    """NaN where there are no data; None where there is no cutout."""
+    low: float
+    """What is black."""
+    high: float
+    """What is white."""
+
+
+def stretch_cutouts(packet: Mapping[str, Any]) -> list[StretchedCutout]:
+    """Return science, template and difference as they are shown: see `plot_triplets`."""
+    images = {
+        name: None if packet[field] is None else np.asarray(load_cutout(packet[field]).data) for field, name in _ROLES
+    }
+    sky = [image for name, image in images.items() if image is not None and name != "difference"]
     center, noise = compute_center_and_noise(np.concatenate([image.ravel() for image in sky])) if sky else (0.0, 1.0)
-    for axis, image, (_, name) in zip(axes, images, _ROLES, strict=True):
-        if image is None:
-            axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", va="center", color="0.5", fontsize=8)
-        elif name == "difference":
-            _, difference_noise = compute_center_and_noise(image)
-            limit = _DIFFERENCE_SIGMAS * difference_noise
-            _show(axis, image, -limit, limit)
+    shown = []
+    for name, image in images.items():
+        if image is not None and name == "difference":
+            limit = _DIFFERENCE_SIGMAS * compute_center_and_noise(image)[1]
+            shown.append(StretchedCutout(name, image, -limit, limit))
         else:
-            _show(axis, stretch_sky(image, center=center, noise=noise), *_SKY_RANGE)
-        axis.set_title(name, fontsize=6.5, pad=2, color="0.35")
+            stretched = None if image is None else stretch_sky(image, center=center, noise=noise)
+            shown.append(StretchedCutout(name, stretched, *_SKY_RANGE))
+    return shown
+
+
+def draw_cutouts(axes: Sequence[Axes], packet: Mapping[str, Any]) -> None:
+    """Draw science, template and difference into three panels."""
+    for axis, cutout in zip(axes, stretch_cutouts(packet), strict=True):
+        if cutout.image is None:
+            axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", va="center", color="0.5", fontsize=8)
+        else:
+            _show(axis, cutout.image, cutout.low, cutout.high)
+        axis.set_title(cutout.name, fontsize=6.5, pad=2, color="0.35")
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_box_aspect(1)
 
 
+def _draw_triplet(axes: Sequence[Axes], packet: Mapping[str, Any]) -> None:
+    first, second = describe_alert(packet)
+    axes[0].text(0.0, 1.30, first, transform=axes[0].transAxes, fontsize=7.5, fontweight="bold", va="bottom")
+    axes[0].text(0.0, 1.15, second, transform=axes[0].transAxes, fontsize=7.5, va="bottom")
+    draw_cutouts(axes, packet)
+
+
 def _show(axis: Axes, image: FloatArray, low: float, high: float) -> None:
     axis.imshow(image, origin="lower", cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    axis.set_facecolor(_NO_DATA_COLOR)
+    axis.set_facecolor(NO_DATA_COLOR)
     # Two strokes that point at the source and leave it free.
     middle, size = (image.shape[0] - 1) / 2, image.shape[0]
     near, far = 0.12 * size, 0.24 * size

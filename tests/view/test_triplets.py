@@ -31,7 +31,7 @@ def test_labels_name_object_significance_flux_and_date(packets):
     assert first == f"object {source['diaObjectId']}  new"
     assert f"S/N {source['snr']:.3g}" in second
     assert f"± {source['psfFluxErr']:.3g} nJy" in second
-    assert second.endswith("2026-03-01 07:12")
+    assert second.endswith("2026-03-01 07:11 UTC")
 
 
 def test_dipoles_and_negatives_are_marked(packets):
