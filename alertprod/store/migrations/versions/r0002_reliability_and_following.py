@@ -1,4 +1,4 @@
-"""What gave a reliability, whether a trail's fit failed, and which objects are followed.
+"""What gave a reliability, whether a trail's fit failed, which objects are followed; regions read from an index alone.
 
 Objects that are there already are followed as they were: their latest good source but one is looked up, by the rules of
 this revision (reliability 0.5, trails up to 1.4 arcsec, no glint, no dipole).
@@ -29,4 +29,21 @@ def upgrade() -> None:
             ORDER BY midpoint_mjd_tai DESC LIMIT 1 OFFSET 1
         )
         """
+    )
+    op.drop_index("dia_object_in_cell", "dia_object")
+    op.create_index(
+        "dia_object_in_cell",
+        "dia_object",
+        [
+            "cell",
+            "dia_object_id",
+            "ra_deg",
+            "ra_err_deg",
+            "dec_deg",
+            "dec_err_deg",
+            "ra_dec_cov_deg2",
+            "first_dia_source_mjd_tai",
+            "last_dia_source_mjd_tai",
+            "repeated_mjd_tai",
+        ],
     )
