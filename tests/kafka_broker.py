@@ -242,4 +242,5 @@ def _overridden(text: str, settings: Mapping[str, str]) -> str:
 
 
 def _cluster_id() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # In the first six bits of a random UUID there may be a hyphen, which Kafka's tool takes for an option.
+    return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
