@@ -55,6 +55,15 @@ def test_what_may_be_something_stays(make_sources, columns):
     assert select(make_sources([0.0], [0.0], **columns)) == ([1001], {})
 
 
+def test_in_a_short_exposure_a_trail_must_be_longer_than_the_seeing(make_sources):
+    # In 2 s 10 degrees a day are 0.83 arcsec; the PSF has a sigma of 0.4: two widths are 1.9, a footprint is 5.6.
+    psf = {"ixx_psf": 0.16, "iyy_psf": 0.16, "exposure_time_s": 2.0}
+    sources = make_sources([0.0, 9.0], [0.0, 0.0], trail_length_arcsec=[1.8, 2.0], **psf)
+    assert select(sources) == ([1001], {"long_trail": 1})
+    unfitted = make_sources([0.0, 9.0], [0.0, 0.0], trail_flag=True, bbox_size=[37, 38], **psf)
+    assert select(unfitted) == ([1001], {"long_trail": 1})
+
+
 def test_a_source_is_counted_under_its_first_reason_only(make_sources):
     sources = make_sources([0.0, 1.0], [0.0, 0.0], centroid_flag=[True, False], pixel_flags_cr_center=True)
     assert select(sources) == ([], {"centroid_flag": 1, "pixel_flags_cr_center": 1})
