@@ -70,7 +70,7 @@ class LiveAlerts:
         return head
 
     def _table(self, n_rows: int, *, wide: bool) -> Table:
-        table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        table = Table(box=SIMPLE_HEAD, header_style="bold", padding=0, pad_edge=False, show_edge=False)
         table.add_column("UTC", no_wrap=True)
         if wide:
             table.add_column("visit/detector", no_wrap=True)
@@ -78,7 +78,7 @@ class LiveAlerts:
         table.add_column("b", no_wrap=True)
         for name in ("ra", "dec", "S/N", "flux nJy", "n"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
+        table.add_column(" kind", no_wrap=True)
         for row in list(self._rows)[-n_rows:]:
             table.add_row(*_cells(row, wide=wide))
         return table
@@ -114,7 +114,7 @@ def _cells(packet: Mapping[str, Any], *, wide: bool) -> list[str]:
         _number(source["snr"], ".1f"),
         _number(source["psfFlux"], ",.0f"),
         "-" if parent is None else str(parent["nDiaSources"]),
-        " ".join(kinds),
+        " " + " ".join(kinds),
     ]
 
 
