@@ -359,8 +359,10 @@ def _open_butler(config: DaemonConfig, *, read_only: bool = False) -> "ButlerIma
         problem = f"needs pip install 'alertprod[lsst]': {error}"
         raise ConfigError("configuration", "butler.repository", problem) from error
     run = None if read_only else settings.difference_run
+    writer = None if run is None else ButlerAccess(settings.repository, collections=settings.collections, run=run)
     return ButlerImages(
-        ButlerAccess(settings.repository, collections=settings.collections, run=run),
+        ButlerAccess(settings.repository, collections=settings.collections),
+        differences=writer,
         template_dataset=settings.template_dataset,
         skymap=settings.skymap,
         difference_dataset=settings.difference_dataset,

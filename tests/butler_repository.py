@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from astropy.time import Time
+from astropy.time import Time, TimeDelta
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
 from lsst.sphgeom import ConvexPolygon, UnitVector3d
 from made_skies import Pair, make_pair
@@ -16,6 +16,7 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.store.sky import compute_footprint
 
 INSTRUMENT, SKYMAP, DETECTOR, TRACT = "TestCam", "test_sky", 4, 0
+SHAPE = (224, 224)
 INPUTS = ("TestCam/calexp", "templates")
 """Collections that are read."""
 
@@ -30,6 +31,7 @@ class Made:
 
     root: Path
     pairs: dict[int, Pair]
+    tiles: list[Exposure]
 
 
 def polygon(wcs: SkyWcs, shape: tuple[int, int]) -> ConvexPolygon:
@@ -45,9 +47,9 @@ def cut(exposure: Exposure, columns: slice) -> Exposure:
 
 def add_visit(butler: Butler, visit: int) -> None:
     """Insert a visit and its detector's place on the sky."""
-    region = polygon(WCS, (224, 224))
+    region = polygon(WCS, SHAPE)
     begin = Time(61000.0 + visit, format="mjd", scale="tai")
-    span = Timespan(begin, begin + 30.0 / 86400.0)
+    span = Timespan(begin, begin + TimeDelta(30.0, format="sec"))
     butler.registry.insertDimensionData(
         "visit",
         {
@@ -67,53 +69,51 @@ def add_visit(butler: Butler, visit: int) -> None:
     )
 
 
-def make_repository(root: Path, visits: tuple[int, ...] = (1,), *, with_templates: bool = True) -> Made:
+def put_tiles(root: Path, tiles: list[Exposure], *, run: str) -> None:
+    """Put a template tile for each patch."""
+    with Butler.from_config(root, writeable=True, run=run) as butler:
+        for patch, tile in enumerate(tiles):
+            butler.put(tile, "deepCoadd", skymap=SKYMAP, tract=TRACT, patch=patch, band="r")
+
+
+def make_repository(root: Path, visits: tuple[int, ...] = (1,)) -> Made:
     """Make it; calexps and patches of deepCoadd are put."""
     Butler.makeRepo(root)
     prepare_repository(root)
-    butler = Butler.from_config(root, writeable=True)
-    registry = butler.registry
-    registry.insertDimensionData("instrument", {"name": INSTRUMENT, "detector_max": 16, "visit_max": 1 << 30})
-    registry.insertDimensionData("detector", {"instrument": INSTRUMENT, "id": DETECTOR, "full_name": "S04"})
-    registry.insertDimensionData("physical_filter", {"instrument": INSTRUMENT, "name": "TestCam-r", "band": "r"})
-    registry.insertDimensionData("day_obs", {"instrument": INSTRUMENT, "id": 20251121})
-    registry.insertDimensionData("skymap", {"name": SKYMAP, "hash": b"s" * 20, "tract_max": 1, "patch_nx_max": 3})
-    registry.insertDimensionData("tract", {"skymap": SKYMAP, "id": TRACT, "region": polygon(WCS, (400, 800))})
     pairs = {visit: make_pair(visit=visit) for visit in visits}
     whole = replace(next(iter(pairs.values())).template, wcs=WCS)
-    middle = whole.shape[1] // 2
+    middle = SHAPE[1] // 2
     tiles = [
         cut(whole, slice(0, middle + PATCH_OVERLAP // 2)),
-        cut(whole, slice(middle - PATCH_OVERLAP // 2, whole.shape[1])),
+        cut(whole, slice(middle - PATCH_OVERLAP // 2, SHAPE[1])),
         replace(cut(whole, slice(0, 64)), wcs=WCS.shifted(dx=5000.0, dy=0.0)),  # elsewhere on the sky
     ]
+    with Butler.from_config(root, writeable=True) as butler:
+        insert_dimensions(butler, tiles)
+        universe = butler.dimensions
+        for name, dimensions in {
+            "calexp": ("instrument", "visit", "detector"),
+            "deepCoadd": ("skymap", "tract", "patch", "band"),
+        }.items():
+            butler.registry.registerDatasetType(DatasetType(name, dimensions, EXPOSURE, universe=universe))
+        butler.collections.register(INPUTS[0], CollectionType.RUN)
+        for visit, pair in pairs.items():
+            add_visit(butler, visit)
+            science = replace(pair.science, wcs=WCS)
+            butler.put(science, "calexp", instrument=INSTRUMENT, visit=visit, detector=DETECTOR, run=INPUTS[0])
+    put_tiles(root, tiles, run=INPUTS[1])
+    return Made(root, pairs, tiles)
+
+
+def insert_dimensions(butler: Butler, tiles: list[Exposure]) -> None:
+    """Insert the instrument and the sky map."""
+    insert = butler.registry.insertDimensionData
+    insert("instrument", {"name": INSTRUMENT, "detector_max": 16, "visit_max": 1 << 30})
+    insert("detector", {"instrument": INSTRUMENT, "id": DETECTOR, "full_name": "S04"})
+    insert("physical_filter", {"instrument": INSTRUMENT, "name": "TestCam-r", "band": "r"})
+    insert("day_obs", {"instrument": INSTRUMENT, "id": 20251121})
+    insert("skymap", {"name": SKYMAP, "hash": b"s" * 20, "tract_max": 1, "patch_nx_max": 3})
+    insert("tract", {"skymap": SKYMAP, "id": TRACT, "region": polygon(WCS, (400, 800))})
     for patch, tile in enumerate(tiles):
-        registry.insertDimensionData(
-            "patch",
-            {
-                "skymap": SKYMAP,
-                "tract": TRACT,
-                "id": patch,
-                "cell_x": patch,
-                "cell_y": 0,
-                "region": polygon(tile.wcs, tile.shape),
-            },
-        )
-    universe = butler.dimensions
-    registry.registerDatasetType(
-        DatasetType("calexp", ("instrument", "visit", "detector"), EXPOSURE, universe=universe)
-    )
-    registry.registerDatasetType(
-        DatasetType("deepCoadd", ("skymap", "tract", "patch", "band"), EXPOSURE, universe=universe)
-    )
-    for run in INPUTS:
-        butler.collections.register(run, CollectionType.RUN)
-    for visit, pair in pairs.items():
-        add_visit(butler, visit)
-        science = replace(pair.science, wcs=WCS)
-        butler.put(science, "calexp", instrument=INSTRUMENT, visit=visit, detector=DETECTOR, run=INPUTS[0])
-    if with_templates:
-        for patch, tile in enumerate(tiles):
-            butler.put(tile, "deepCoadd", skymap=SKYMAP, tract=TRACT, patch=patch, band="r", run=INPUTS[1])
-    butler.close()
-    return Made(root, pairs)
+        region = polygon(tile.wcs, tile.shape)
+        insert("patch", {"skymap": SKYMAP, "tract": TRACT, "id": patch, "cell_x": patch, "cell_y": 0, "region": region})

@@ -14,6 +14,7 @@ from lsst.pex.config import Config
 from lsst.sphgeom import ConvexPolygon, UnitVector3d
 
 from alertprod.butler import CATALOG, EXPOSURE
+from alertprod.butler._lock_wait import limit_lock_wait
 from alertprod.butler.definitions import is_prepared
 from alertprod.butler.errors import first_line, translated_errors
 from alertprod.butler.exposures import complete, format_ref
@@ -67,6 +68,7 @@ class ButlerAccess:
         if run is not None and not is_prepared(self.root):
             problem = f"its configuration lacks our storage classes: run `python -m alertprod.butler {self.root}` once"
             raise ConfigError(str(self.root), "storageClasses", problem)
+        limit_lock_wait(self.root)
         self._check_collections()
 
     @property

@@ -45,7 +45,8 @@ def prepare_repository(root: Path) -> bool:
     before = yaml.safe_dump(settings)
     settings.setdefault("storageClasses", {}).update(STORAGE_CLASSES)
     datastore = settings.setdefault("datastore", {})
-    for part in datastore.get("datastores") or [datastore]:  # a chain of them has one for each link
+    links = [link["datastore"] for link in datastore.get("datastores", [])]  # of a chain, whose links are told each
+    for part in links or [datastore]:
         part.setdefault("formatters", {}).update(FORMATTERS)
     after = yaml.safe_dump(settings, sort_keys=False)
     if yaml.safe_dump(settings) == before:

@@ -25,7 +25,10 @@ class ButlerImages:
     Parameters
     ----------
     access
-        The repository; with a run where differences are kept.
+        The repository, to read.
+    differences
+        The same with a run, where differences are kept. Two, because a butler on SQLite that may write begins every
+        transaction like a writer: its reading would wait for the writing of others.
     template_dataset
         The dataset type of the template tiles.
     skymap
@@ -38,11 +41,12 @@ class ButlerImages:
         self,
         access: ButlerAccess,
         *,
+        differences: ButlerAccess | None = None,
         template_dataset: str | None = None,
         skymap: str | None = None,
         difference_dataset: str = "deepDiff_differenceExp",
     ) -> None:
-        self._access = access
+        self._access, self._differences = access, differences
         self._template_dataset = template_dataset
         self._skymap = skymap
         self._difference_dataset = difference_dataset
@@ -88,12 +92,15 @@ class ButlerImages:
 
         Raises
         ------
+        ConfigError
+            Raised if they are not kept.
         DatasetMismatch
             Raised if the repository does not know the visit or detector, or has the dataset type as another.
         StoreUnavailable
             Raised if the database is locked or the disk does not take it.
         """
-        self._access.put(difference, self._difference_dataset, data_id, replace=True)
+        access = self._differences or self._access
+        access.put(difference, self._difference_dataset, data_id, replace=True)
 
     def _find(self, uri: str) -> DatasetRef:
         scheme, _, rest = uri.partition(":")

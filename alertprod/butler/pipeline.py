@@ -143,7 +143,8 @@ class ImageDifferenceTask(PipelineTask):
         for name, metadata in self.task.getFullMetadata().items():
             own = full[name] if name in full else TaskMetadata()
             for key, value in metadata.items():
-                own[key] = value.item() if isinstance(value, np.generic) else value
+                if value is not None:  # which theirs cannot hold: what nobody found is absent
+                    own[key] = value.item() if isinstance(value, np.generic) else value
             full[name] = own
         return full
 

@@ -248,7 +248,7 @@ class ExposurePipeline:
         return Computed(differenced=differenced, facts=facts, prepared=prepared)
 
     def keep_difference(self, event: VisitReady, computed: Computed, watch: Stopwatch) -> None:
-        """Keep the difference image where that is wanted; alerts do not wait for one that cannot be kept."""
+        """Keep the difference image where that is wanted; alerts go out without one that cannot be kept."""
         if self._differences is None:
             return
         data_id: dict[str, int | str] = {
