@@ -1,8 +1,10 @@
 """The three planes of an image: image, mask, variance."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.geometry.box import Box
@@ -22,9 +24,15 @@ class MaskedImage:
     variance
         float32, the image's unit squared. Values that are not positive and finite mean "no weight".
 
+    Raises
+    ------
+    ValueError
+        Raised if the planes are not of one two-dimensional shape, or hold no real numbers, or the mask no integers.
+
     Notes
     -----
-    Not copied on construction: `cutout` gives views, `copy` gives fresh arrays.
+    Not copied on construction: `cutout` gives views, `copy` gives fresh arrays. Numbers of another type or byte order,
+    which compiled loops do not take, are converted to a copy: what is beyond float32 becomes infinite.
     """
 
     image: FloatArray
@@ -38,6 +46,8 @@ class MaskedImage:
                 " one two-dimensional shape is needed"
             )
             raise ValueError(msg)
+        self.image, self.variance = (_convert(plane, np.float32, "biuf") for plane in (self.image, self.variance))
+        self.mask = _convert(self.mask, np.int32, "biu")
 
     @classmethod
     def empty(cls, shape: tuple[int, int]) -> "MaskedImage":
@@ -77,3 +87,14 @@ class MaskedImage:
         good &= np.isfinite(self.image) & np.isfinite(self.variance)
         good &= self.variance > 0
         return good
+
+
+def _convert(plane: NDArray[Any], dtype: type[np.generic], kinds: str) -> NDArray[Any]:
+    """Return a plane as native `dtype`: itself where it is that."""
+    if plane.dtype == dtype:
+        return plane
+    if plane.dtype.kind not in kinds:
+        msg = f"a plane of {plane.dtype}; {np.dtype(dtype)} is needed"
+        raise ValueError(msg)
+    with np.errstate(over="ignore"):
+        return plane.astype(dtype)

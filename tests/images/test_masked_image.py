@@ -49,3 +49,35 @@ def test_a_pixel_is_usable_when_nothing_speaks_against_it():
     assert not usable[0].any()
     assert usable[1].tolist() == [False, True, True, True]
     assert usable[2].all()
+
+
+def test_planes_of_the_right_type_are_not_copied():
+    planes = np.zeros((3, 4), np.float32), np.zeros((3, 4), np.int32), np.ones((3, 4), np.float32)
+    image = MaskedImage(*planes)
+    assert image.image is planes[0]
+    assert image.mask is planes[1]
+    assert image.variance is planes[2]
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "f8", "f2", "i2", "u1"])
+def test_planes_of_another_type_are_converted(dtype):
+    values = np.arange(12).reshape(3, 4).astype(dtype)
+    image = MaskedImage(values, values.astype(">i8" if dtype.startswith(">") else "u1"), values)
+    for plane, wanted in (("image", "=f4"), ("mask", "=i4"), ("variance", "=f4")):
+        found = getattr(image, plane)
+        assert found.dtype == np.dtype(wanted)
+        assert found.dtype.isnative
+        assert found.tolist() == np.arange(12).reshape(3, 4).tolist()
+
+
+def test_a_number_beyond_float32_is_no_data_and_no_warning():
+    planes = np.full((2, 2), 1e300), np.zeros((2, 2), np.int32), np.ones((2, 2))
+    assert not MaskedImage(*planes).usable(0).any()
+
+
+def test_planes_that_hold_no_numbers_are_refused():
+    image, mask = np.ones((2, 2), np.float32), np.zeros((2, 2), np.int32)
+    with pytest.raises(ValueError, match="a plane of complex64; float32 is needed"):
+        MaskedImage(image.astype(np.complex64), mask, image)
+    with pytest.raises(ValueError, match="a plane of float32; int32 is needed"):
+        MaskedImage(image, image, image)
