@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray
 from alertprod.detection import _loops
 from alertprod.images.mask import plane_bits
@@ -35,12 +36,14 @@ class CosmicRayConfig:
     """Pixels of these planes are neither hit nor compared with."""
 
     def __post_init__(self) -> None:
-        if not self.min_sigma > 0:
-            msg = f"min_sigma is {self.min_sigma}; it is above 0"
-            raise ValueError(msg)
-        if self.n_iterations < 0:
-            msg = f"n_iterations is {self.n_iterations}; it is 0 or more"
-            raise ValueError(msg)
+        require_ranges(
+            self,
+            min_sigma=(0.1, 1e6),
+            psf_factor=(0.0, 1e6),
+            noise_factor=(0.0, 1e6),
+            n_iterations=(0, 1000),
+            min_total=(0.0, 1e30),
+        )
         plane_bits(*self.excluded_planes)
 
 

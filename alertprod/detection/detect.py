@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from scipy.spatial import cKDTree
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import FloatArray, IntArray
 from alertprod.detection import _loops
 from alertprod.detection.footprints import FootprintSet, build_footprints
@@ -73,15 +74,15 @@ class DetectionConfig:
     """Share of the filter's power that must lie on usable pixels for a peak to count; 0.5 is a source on the edge."""
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            msg = f"threshold is {self.threshold}; it is above 0"
-            raise ValueError(msg)
-        if not self.include_threshold_multiplier > 0:
-            msg = f"include_threshold_multiplier is {self.include_threshold_multiplier}; it is above 0"
-            raise ValueError(msg)
-        if self.local_background_bin < 1:
-            msg = f"local_background_bin is {self.local_background_bin}; at least one pixel is needed"
-            raise ValueError(msg)
+        require_ranges(
+            self,
+            threshold=(1e-30, 1e30),  # in image units, which may be any
+            include_threshold_multiplier=(1e-3, 1e6),
+            n_sigma_to_grow=(0.0, 100.0),
+            min_pixels=(1, 2**31),
+            local_background_bin=(8, 2**31),
+            min_coverage=(0.0, 1.0),
+        )
         plane_bits(*self.excluded_planes)
 
     def compute_growth(self, sigma: float) -> int:

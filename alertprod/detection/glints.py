@@ -6,6 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.special import betainc
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray, IntArray
 
 _HALF_WIDTHS = (0.1, 0.2, 0.5, 1.0)
@@ -48,10 +49,14 @@ class GlintTrailConfig:
         if self.min_points < 3:
             msg = f"min_points is {self.min_points}; any two points lie on a line, so it is 3 or more"
             raise ValueError(msg)
-        for name in ("radius", "max_rms", "max_by_chance"):
-            if not getattr(self, name) > 0:
-                msg = f"{name} is {getattr(self, name)}; it is above 0"
-                raise ValueError(msg)
+        require_ranges(
+            self,
+            radius=(1.0, 1e9),
+            max_rms=(1e-3, 1e6),
+            max_by_chance=(1e-30, 1e30),
+            max_lines=(1, 100_000),
+            seed=(0, 2**63),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._ranges import require_ranges
 from alertprod.detection.background import estimate_background
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
@@ -23,9 +24,7 @@ class HighVarianceConfig:
     """With less of the image usable than this its median says nothing, and nothing is marked."""
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            msg = f"threshold is {self.threshold}; it is above 0"
-            raise ValueError(msg)
+        require_ranges(self, threshold=(1e-3, 1e6), bin_size=(1, 2**31), min_fraction=(0.0, 1.0))
 
 
 def mark_high_variance(template: MaskedImage, *, config: HighVarianceConfig | None = None) -> float | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import FloatArray, IntArray
 from alertprod.detection.footprints import FootprintSet, build_footprints
 from alertprod.images.mask import plane_bits
@@ -29,15 +30,7 @@ class SkyFootprintConfig:
     """No pixel of a footprint lies on one of these."""
 
     def __post_init__(self) -> None:
-        if self.n_sources < 0:
-            msg = f"n_sources is {self.n_sources}; it is 0 or more"
-            raise ValueError(msg)
-        if not self.source_radius > 0:
-            msg = f"source_radius is {self.source_radius}; it is above 0"
-            raise ValueError(msg)
-        if self.trial_factor < 1:
-            msg = f"trial_factor is {self.trial_factor}; it is 1 or more"
-            raise ValueError(msg)
+        require_ranges(self, n_sources=(0, 100_000), source_radius=(0.5, 1000.0), trial_factor=(1, 1000))
         plane_bits(*self.avoided_planes)
 
 

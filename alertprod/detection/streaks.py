@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.detection import _streak_loops as _loops
 from alertprod.detection.background import estimate_background
@@ -84,13 +85,15 @@ class StreakConfig:
     """Pixels of these planes have no weight."""
 
     def __post_init__(self) -> None:
-        for name in ("bin_size", "threshold", "n_sigma_mask", "max_streak_width"):
-            if not getattr(self, name) > 0:
-                msg = f"{name} is {getattr(self, name)}; it is above 0"
-                raise ValueError(msg)
-        if not 0.0 < self.min_length <= 1.0:
-            msg = f"min_length is {self.min_length}; it is a share of the image's side"
-            raise ValueError(msg)
+        require_ranges(
+            self,
+            bin_size=(1, 1024),
+            threshold=(1.0, 1e6),
+            min_length=(0.01, 1.0),
+            n_sigma_mask=(0.1, 100.0),
+            max_streak_width=(1.0, 1e6),
+            max_streaks=(1, 1000),
+        )
         plane_bits(*self.excluded_planes)
 
 

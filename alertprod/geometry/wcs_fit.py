@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from astropy.wcs import WCS, Sip
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.geometry.box import Box
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, east_and_north, sky_positions, unit_vectors
@@ -36,15 +37,14 @@ class WcsFitConfig:
     """Points that each polynomial term needs: with fewer the scatter that is left says nothing."""
 
     def __post_init__(self) -> None:
-        if self.sip_order < 1 or self.sip_order > _MAX_ORDER:
-            msg = f"sip_order is {self.sip_order}; 1 to {_MAX_ORDER} is possible"
-            raise ValueError(msg)
-        if self.min_matches < 3:
-            msg = f"min_matches is {self.min_matches}; a linear fit needs three"
-            raise ValueError(msg)
-        if self.sip_iter < 1 or self.sip_rej <= 0 or self.matches_per_term < 1:
-            msg = "sip_iter and matches_per_term must be at least 1, sip_rej positive"
-            raise ValueError(msg)
+        require_ranges(
+            self,
+            sip_order=(1, _MAX_ORDER),
+            sip_iter=(1, 1000),
+            sip_rej=(0.1, 1e30),
+            min_matches=(3, 2**31),
+            matches_per_term=(1.0, 1e30),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

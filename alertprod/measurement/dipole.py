@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection.footprints import FootprintSet
 from alertprod.errors import ConfigError
@@ -56,6 +57,16 @@ class DipoleConfig:
     def __post_init__(self) -> None:
         if self.fit_background not in (0, 1, 2):
             raise ConfigError("dipole", "fit_background", f"is {self.fit_background}; 0, 1 or 2 is needed")
+        require_ranges(
+            self,
+            max_separation=(0.1, 1000.0),
+            rel_weight=(0.0, 1e6),
+            min_sn=(0.0, 1e30),
+            max_flux_ratio=(0.0, 1.0),
+            max_footprint_area=(0, 1_000_000),
+            border=(0, 100),
+            max_iterations=(1, 10_000),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection.footprints import FootprintSet
-from alertprod.errors import ConfigError
 from alertprod.geometry.box import Box
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
@@ -58,8 +58,15 @@ class TrailConfig:
     """Steps of the fit; most trails take about eight."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.min_elongation < 1.0:
-            raise ConfigError("trail", "min_elongation", f"is {self.min_elongation}; it lies between 0 and 1")
+        require_ranges(
+            self,
+            min_elongation=(1e-9, 0.999),
+            min_significance=(0.0, 1e30),
+            min_delta_chi2=(0.0, 1e30),
+            max_side=(1, 100_000),
+            border=(0, 100),
+            max_iterations=(1, 10_000),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import fftconvolve
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.errors import UnusableExposure
 from alertprod.geometry.box import Box
@@ -82,9 +83,7 @@ class DecorrelationConfig:
 
     def __post_init__(self) -> None:
         plane_bits(*self.ignore_mask_planes)
-        if not self.max_variance_ratio > 0:
-            msg = f"max_variance_ratio is {self.max_variance_ratio}; a positive number is needed"
-            raise ValueError(msg)
+        require_ranges(self, max_variance_ratio=(1e-30, 1e30))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from alertprod._ranges import require_ranges
 from alertprod.errors import ConfigError
 from alertprod.images.mask import MASK_PLANES
 from alertprod.subtraction.decorrelate import NOISE_MASK_PLANES
@@ -64,14 +65,16 @@ class ZogyConfig:
             unknown = sorted(set(getattr(self, name)) - set(MASK_PLANES))
             if unknown:
                 self._reject(name, f"there is no {', '.join(unknown)}")
-        for name in ("max_psf_centroid_dist", "grid_inner_size", "min_score_coverage", "kernel_extent_fraction"):
-            if not getattr(self, name) > 0:
-                self._reject(name, f"{getattr(self, name)} is not above 0")
-        for name in ("registration_sigma_x", "registration_sigma_y"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                self._reject(name, f"{getattr(self, name)} is not a number of pixels")
-        if self.n_threads < 1:
-            self._reject("n_threads", f"{self.n_threads} is below 1")
+        require_ranges(
+            self,
+            max_psf_centroid_dist=(1e-6, 1e6),
+            grid_inner_size=(0.1, 1e6),
+            registration_sigma_x=(0.0, 1e3),
+            registration_sigma_y=(0.0, 1e3),
+            min_score_coverage=(1e-6, 1.0),
+            kernel_extent_fraction=(1e-12, 1.0),
+            n_threads=(1, 1024),
+        )
 
     @staticmethod
     def _reject(field: str, problem: str) -> None:

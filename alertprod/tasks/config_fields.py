@@ -63,7 +63,7 @@ def make_config_class(
             body[camel] = ListField(doc=doc, dtype=item, default=list(default))
         elif typing.get_origin(hints[field.name]) is typing.Literal:
             allowed = {str(choice): "" for choice in typing.get_args(hints[field.name])}
-            body[camel] = ChoiceField(doc=doc, dtype=str, allowed=allowed, default=default)
+            body[camel] = ChoiceField(doc=doc, dtype=str, allowed=allowed, default=default, optional=False)
         else:
             kind = _scalar_type(hints[field.name], default)
             body[camel] = Field(doc=doc, dtype=kind, default=default, optional=default is None)

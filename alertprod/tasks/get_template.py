@@ -59,6 +59,7 @@ class GetCoaddAsTemplateConfig(Config):
             "lanczos5": "Reaches five pixels: sharper, and rings farther",
         },
         default="lanczos3",
+        optional=False,
         doc="Interpolation",
     )
     nThreads = RangeField(dtype=int, default=2, min=1, doc="Threads that share the warping of a tile")

@@ -46,6 +46,7 @@ class RegisterConfig(_FitFields):
         dtype=str,
         allowed={"bilinear": "Two pixels wide", "lanczos3": "Six pixels wide", "lanczos5": "Ten pixels wide"},
         default="lanczos3",
+        optional=False,
         doc="Kernel of the warp",
     )
     nThreads = Field(dtype=int, default=2, doc="Threads of the warp")

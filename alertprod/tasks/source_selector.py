@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from lsst.pex.config import Field, FieldValidationError
 
+from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.errors import ConfigError
 from alertprod.measurement.catalog import Catalog
@@ -53,8 +54,14 @@ class StarSelection:
             raise ConfigError("StarSelection", "width_max", "must be above width_min, which is not negative")
         if not 0 < self.width_std_min <= self.width_std_allowed:
             raise ConfigError("StarSelection", "width_std_min", "must be positive and at most width_std_allowed")
-        if self.n_sigma_clip <= 0:
-            raise ConfigError("StarSelection", "n_sigma_clip", "must be positive")
+        require_ranges(
+            self,
+            signal_to_noise_min=(0.0, 1e30),
+            signal_to_noise_max=(0.0, 1e30),
+            n_sigma_clip=(0.1, 1e6),
+            max_contamination=(0.0, 1e30),
+            min_for_locus=(1, 2**31),
+        )
 
 
 def find_stellar_locus(
