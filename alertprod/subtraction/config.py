@@ -6,8 +6,15 @@ What both kinds of kernel share is in `MatchConfig`; each kind has a class of it
 from dataclasses import dataclass
 from typing import Literal
 
+from alertprod._ranges import require_ranges
 from alertprod.errors import ConfigError
 from alertprod.images.mask import MASK_PLANES
+
+MAX_KERNEL_SIZE = 201
+"""Pixels: a kernel beyond is no matter of seeing, and its equations outgrow any memory."""
+
+MAX_ORDER = 12
+"""Of polynomials: 91 terms, more than any image has kernel stars for, and the most that a basis can bear."""
 
 SpatialModel = Literal["chebyshev1", "polynomial"]
 """What the variation over the image is written in: Chebyshev polynomials of the first kind, or plain powers."""
@@ -176,25 +183,33 @@ class MatchConfig:
                 self._reject(name, f"{size} is not an odd number of at least 3")
         if self.kernel_size_min > self.kernel_size_max:
             self._reject("kernel_size_min", f"{self.kernel_size_min} is above kernel_size_max {self.kernel_size_max}")
-        least = {
-            "fwhm_exposure_grid": 1,
-            "spatial_kernel_order": 0,
-            "spatial_bg_order": 0,
-            "size_cell_x": 32,
-            "size_cell_y": 32,
-            "num_principal_components": 3,
-            "max_condition_number": 1.0,
-            "max_spatial_condition_number": 1.0,
-            "n_threads": 1,
-            "min_kernel_sources": 1,
-        }
-        for name, limit in least.items():
-            if not getattr(self, name) >= limit:
-                self._reject(name, f"{getattr(self, name)} is below {limit:g}")
-        if not 0.0 <= self.fwhm_exposure_buffer < 0.5:
-            self._reject("fwhm_exposure_buffer", f"{self.fwhm_exposure_buffer} is not within 0 to 0.5")
-        if not 1 <= self.max_spatial_iterations <= 5:
-            self._reject("max_spatial_iterations", f"{self.max_spatial_iterations} is not within 1 to 5")
+        require_ranges(
+            self,
+            kernel_size=(3, MAX_KERNEL_SIZE),
+            kernel_size_max=(3, MAX_KERNEL_SIZE),
+            kernel_size_fwhm_scaling=(0.1, 1000.0),
+            fwhm_exposure_grid=(1, 100),
+            fwhm_exposure_buffer=(0.0, 0.499),
+            spatial_kernel_order=(0, MAX_ORDER),
+            spatial_bg_order=(0, MAX_ORDER),
+            size_cell_x=(32, 2**31),
+            size_cell_y=(32, 2**31),
+            n_star_per_cell=(-1, 2**31),
+            max_kernel_sources=(1, 2**31),
+            min_kernel_sources=(1, 2**31),
+            max_spatial_iterations=(1, 5),
+            num_principal_components=(3, 2**31),
+            max_condition_number=(1.0, 1e300),
+            max_spatial_condition_number=(1.0, 1e300),
+            candidate_residual_mean_max=(0.0, 1e30),
+            candidate_residual_std_max=(0.0, 1e30),
+            max_ksum_sigma=(0.0, 1e30),
+            error_floor=(0.0, 1e6),
+            max_bad_fraction=(0.0, 1.0),
+            candidate_core_radius=(0, MAX_KERNEL_SIZE),
+            kernel_extent_fraction=(1e-12, 1.0),
+            n_threads=(1, 1024),
+        )
         for name in ("bad_mask_planes", "fill_mask_planes"):
             unknown = sorted(set(getattr(self, name)) - set(MASK_PLANES))
             if unknown:
@@ -232,6 +247,15 @@ class AlardLuptonConfig(MatchConfig):
     def __post_init__(self) -> None:
         """Check that each list has a value per Gaussian, beside what `MatchConfig` checks."""
         MatchConfig.__post_init__(self)
+        require_ranges(
+            self,
+            alard_n_gauss=(1, 10),
+            alard_deg_gauss=(0, MAX_ORDER),
+            alard_sig_gauss=(0.05, 1000.0),
+            alard_gauss_beta=(1.0, 100.0),
+            alard_min_sig=(0.05, 1000.0),
+            alard_min_sig_deconv=(0.05, 1000.0),
+        )
         for name in ("alard_deg_gauss", "alard_sig_gauss"):
             if len(getattr(self, name)) != self.alard_n_gauss:
                 self._reject(name, f"{len(getattr(self, name))} values for alard_n_gauss {self.alard_n_gauss}")
@@ -257,6 +281,9 @@ class DeltaFunctionConfig(MatchConfig):
 
     max_kernel_sources: int = 100
     """3 MB and some ten milliseconds each; the few principal components need no more."""
+
+    max_spatial_kernel_order: int = 1
+    """Never raised: hundreds of unknowns a term."""
 
     use_pca_for_spatial_kernel: bool = True
     """The reference's default for delta functions: hundreds of unknowns cannot all vary over the image."""
@@ -317,9 +344,14 @@ class DeltaFunctionConfig(MatchConfig):
         orders = self.forward_regularization_orders
         if not orders or not set(orders) <= {1, 2, 3}:
             self._reject("forward_regularization_orders", f"{orders} is not a choice of 1, 2, 3")
-        for name in ("regularization_border_penalty", "lambda_value", "lambda_scaling"):
-            if not getattr(self, name) >= 0:
-                self._reject(name, f"{getattr(self, name)} is negative")
+        require_ranges(
+            self,
+            regularization_border_penalty=(0.0, 1e30),
+            lambda_value=(0.0, 1e30),
+            lambda_scaling=(0.0, 1e30),
+            lambda_min=(-300.0, 1e30),
+            lambda_max=(-300.0, 1e30),
+        )
         if not (self.lambda_step > 0 and self.lambda_max >= self.lambda_min):
             self._reject("lambda_step", f"{self.lambda_min} to {self.lambda_max} by {self.lambda_step} is no scan")
         if self.lambda_step_type == "linear" and self.lambda_min < 0:
