@@ -1,6 +1,5 @@
 """A real schema registry for tests: Apicurio's, which speaks Confluent's interface, on loopback and in memory."""
 
-import os
 import socket
 import subprocess
 import tarfile
@@ -35,22 +34,22 @@ class ApicurioRegistry:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
-        self._log = Path(self._directory.name, "log").open("wb")
-        self._process = subprocess.Popen(
-            [
-                java, "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-                f"-Dquarkus.http.port={port}", "-Dquarkus.http.host=127.0.0.1", "-jar", program.name,
-            ],
-            cwd=self._directory.name,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "REGISTRY_LOG_LEVEL": "WARN"},
-        )  # fmt: skip
+        self._log = Path(self._directory.name, "log")
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    java, "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+                    f"-Dquarkus.http.port={port}", "-Dquarkus.http.host=127.0.0.1", "-jar", program.name,
+                ],
+                cwd=self._directory.name,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
         deadline = time.monotonic() + READY_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = Path(self._log.name).read_text(errors="replace")[-2000:]
+                tail = self._log.read_text(errors="replace")[-2000:]
                 self.close()
                 msg = f"the registry was not ready within {READY_S} s:\n{tail}"
                 raise TimeoutError(msg)
@@ -71,5 +70,4 @@ class ApicurioRegistry:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._log.close()
         self._directory.cleanup()

@@ -15,6 +15,7 @@ from alertprod.store.ledger import Claimed, ExposureKey, LedgerRow
 from alertprod.store.outbox import CorruptOutbox, read_outbox, size_of_outbox
 from alertprod.stream.messages import Outcome, VisitReady, VisitSummary, encode_visit_summary, event_key, hash_bodies
 from alertprod.stream.records import Offset, OutgoingMessage
+from alertprod.stream.replay import mark_replay
 
 Kind = Literal["published", "skipped", "expired", "dead_lettered", "duplicate", "replayed"]
 """``duplicate`` carries the offset alone; ``replayed`` stored alerts on the replay topic."""
@@ -113,7 +114,7 @@ class PublicationMaker:
 
         def messages() -> Iterator[OutgoingMessage]:
             if row.outbox_uri is not None and row.outbox_sha256 is not None:
-                yield from self._read(row.outbox_uri, row.outbox_sha256, self._topics.replay)
+                yield from map(mark_replay, self._read(row.outbox_uri, row.outbox_sha256, self._topics.replay))
 
         return Publication(
             kind="replayed",

@@ -17,7 +17,7 @@ Leases are compared with the clocks of the hosts: keep these within seconds of o
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -361,6 +361,28 @@ class Ledger:
         )
         with self._database.read() as connection:
             return [_row(row) for row in connection.execute(query)]
+
+    def rows_published(
+        self,
+        *,
+        instrument: str | None = None,
+        visits: Collection[int] | None = None,
+        detectors: Collection[int] | None = None,
+    ) -> list[LedgerRow]:
+        """Return the rows whose alerts were published and may still be kept, by instrument, visit and detector."""
+        ledger = EXPOSURE_LEDGER.c
+        query = sa.select(EXPOSURE_LEDGER).where(
+            ledger.state == LedgerState.PUBLISHED.value, ledger.outbox_uri.is_not(None)
+        )
+        if instrument is not None:
+            query = query.where(ledger.instrument == instrument)
+        if visits:
+            query = query.where(ledger.visit.in_(visits))
+        if detectors:
+            query = query.where(ledger.detector.in_(detectors))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(ledger.instrument, ledger.visit, ledger.detector))
+            return [_row(row) for row in rows]
 
     def count_by_state(self) -> dict[LedgerState, int]:
         """Return how many exposures are in each state; states without any are left out."""

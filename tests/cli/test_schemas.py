@@ -1,4 +1,6 @@
-from alertprod.alerts.avro import ALERT_SCHEMA_ID
+from schema_registry_server import Registry, RegistryServer
+
+from alertprod.alerts.registry import ALERT_SCHEMA_ID
 
 
 def test_the_alert_schema_has_its_id_and_fingerprint(alertprod):
@@ -30,3 +32,34 @@ def test_the_table_says_the_same(alertprod):
         for line in ran.out.splitlines()
         if "lsst.v11_1.alert" in line and "1101" in line and "a960816bc1c3d70c" in line
     ]
+
+
+def test_the_alert_schema_is_registered(alertprod, write_config):
+    config = write_config("[topics]\nalerts = 'night'")
+    with RegistryServer() as server:
+        ran = alertprod("schemas", "register", server.url, "-c", config, "--json")
+        assert ran.status == 0
+        assert ran.json == [
+            {"subject": "alert-packet", "schema_id": 1101, "outcome": "registered"},
+            {"subject": "night-value", "schema_id": 1101, "outcome": "registered"},
+        ]
+        assert "night-value: id 1101 registered" in ran.words
+        ran = alertprod("schemas", "register", server.url, "-c", config, "--events", "--subject", "mine")
+        assert ran.status == 0
+        assert "mine: id 1101 registered" in ran.words
+        assert "visit-summary-value: id 3 registered" in ran.words
+        assert set(server.registry.subjects) == {
+            "alert-packet", "night-value", "mine", "visit-ready-value", "next-visit-value", "visit-summary-value",
+        }  # fmt: skip
+
+
+def test_a_registry_that_says_no_is_quoted(alertprod):
+    with RegistryServer(Registry(has_modes=False)) as server:
+        ran = alertprod("schemas", "register", server.url)
+        assert ran.status == 1
+        assert "registry_refused: " in ran.words
+        assert "it has no modes" in ran.words
+    ran = alertprod("schemas", "register", "http://127.0.0.1:9")
+    assert ran.status == 1
+    assert "registry_unavailable: " in ran.words
+    assert alertprod("schemas", "register", "file:///etc").status == 2
