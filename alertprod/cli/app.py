@@ -11,6 +11,7 @@ from alertprod.cli.db import app as db
 from alertprod.cli.dead_letters import app as dead_letters
 from alertprod.cli.demo_command import demo
 from alertprod.cli.difference import difference
+from alertprod.cli.replay import replay
 from alertprod.cli.repository import app as repository
 from alertprod.cli.run import run
 from alertprod.cli.schemas import app as schemas
@@ -46,6 +47,7 @@ app.command("run")(run)
 app.command("demo")(demo)
 app.command("difference")(difference)
 app.command("send")(send)
+app.command("replay")(replay)
 app.command("simulate")(simulate)
 app.add_typer(alerts, name="alerts")
 app.add_typer(dead_letters, name="dead-letters")
