@@ -48,6 +48,16 @@ OUT ?= .cache/quality
 quality: $(VENV)/.installed-bench  ## Science quality against truth and peers: SEEDS=11-15 SIZE=4096 REGIMES=all OUT=DIR, or DATA=DIR
 	$(BIN)/python tests/benchmarks/quality --seeds $(SEEDS) --size $(SIZE) --regimes $(REGIMES) --out $(OUT) $(if $(DATA),--real $(DATA)) $(ARGS)
 
+TOOLS := $(CURDIR)/.cache/tools
+KEDA := github.com/kedacore/keda/v2@v2.17.0
+deployment-tools:  ## What checks the deployment and Go's proxy has (Go 1.22 or newer); without it those tests are skipped
+	GOBIN=$(TOOLS)/bin go install sigs.k8s.io/kustomize/kustomize/v5@v5.6.0
+	GOBIN=$(TOOLS)/go go install github.com/compose-spec/compose-go/v2/cmd@v2.6.0
+	cp $(TOOLS)/go/cmd $(TOOLS)/bin/compose-go
+	mkdir -p $(TOOLS)/keda
+	cp -f "$$(go mod download -json $(KEDA) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')"/config/crd/bases/keda.sh_*.yaml $(TOOLS)/keda/
+	chmod u+w $(TOOLS)/keda/*
+
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
