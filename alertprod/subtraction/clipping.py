@@ -22,6 +22,12 @@ _PLAUSIBLE_SUM = 2.0
 """A star's own kernel takes part in the components where its sum is within this factor of the median star's: what is
 divided by a sum near zero is not a shape."""
 
+_STARS_PER_TERM = 5
+"""Stars for each spatial term of an order that the kernel's variation is raised to."""
+
+_ODD_RMS = 3.0
+"""Stars whose residuals are this many times the median star's do not decide the order."""
+
 
 class KernelClipping:
     """Chooses stars and solves, round by round.
@@ -68,6 +74,7 @@ class KernelClipping:
         self.degrees: tuple[int, ...] | None = None
         self._kept: BoolArray | None = None
         self._forgotten: list[tuple[IntArray, dict[str, FloatArray]]] = []
+        self._raised_order = 0
         self._require(len(first))
         # Of the stars in use, in the whole basis.
         self._built = self._build(first)
@@ -223,7 +230,7 @@ class KernelClipping:
     def _orders(self) -> tuple[int, int]:
         """Lower the orders where stars are few: half as many terms as stars."""
         n = len(self.equations)
-        kernel, background = self._config.spatial_kernel_order, self._config.spatial_bg_order
+        kernel, background = max(self._config.spatial_kernel_order, self._raised_order), self._config.spatial_bg_order
         while kernel > 0 and 2 * count_terms(kernel) > n:
             kernel -= 1
         while background > 0 and 2 * count_terms(background) > n:
@@ -240,9 +247,25 @@ class KernelClipping:
         return kernel_terms, local_background_terms(orders[1], self._box, x=x, y=y, side=side, model=model)
 
     def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
+        """Solve for the spatial kernel, of the lowest order from the configured one that the next does not beat."""
         orders = self._orders()
+        solution = self._solve_at(orders)
+        n_stars = len(self.equations)
+        while (
+            orders[0] < self._config.max_spatial_kernel_order
+            and _STARS_PER_TERM * count_terms(orders[0] + 1) <= n_stars
+        ):
+            higher = orders[0] + 1, orders[1]
+            further = self._solve_at(higher)
+            if not self._is_better(further, higher, than=solution, orders=orders):
+                break
+            solution, orders = further, higher
+            self._raised_order = orders[0]
+        return solution, orders
+
+    def _solve_at(self, orders: tuple[int, int]) -> SpatialSolution:
         kernel_terms, background_terms = self._terms(orders)
-        solution = solve_spatial(
+        return solve_spatial(
             self.equations,
             kernel_terms,
             background_terms,
@@ -251,4 +274,22 @@ class KernelClipping:
             correct_noise_bias=self._config.correct_noise_bias,
             use_prior=self._config.use_prior,
         )
-        return solution, orders
+
+    def _is_better(
+        self,
+        higher: SpatialSolution,
+        higher_orders: tuple[int, int],
+        *,
+        than: SpatialSolution,
+        orders: tuple[int, int],
+    ) -> bool:
+        """Compare by the Bayesian information criterion (Schwarz 1978), the noise's scale unknown."""
+        before, after = self.measure(than, orders)[1], self.measure(higher, higher_orders)[1]
+        # A variable star tells nothing about the kernel's variation.
+        typical = before <= _ODD_RMS * np.median(before)
+        n_pixels = self.equations.n_tested[typical]
+        chi2_before = float((n_pixels * before[typical] ** 2).sum())
+        chi2_after = float((n_pixels * after[typical] ** 2).sum())
+        n = float(n_pixels.sum())
+        n_further = (len(self.basis) - 1) * (count_terms(higher_orders[0]) - count_terms(orders[0]))
+        return n * np.log(chi2_before / chi2_after) > n_further * np.log(n)

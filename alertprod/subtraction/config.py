@@ -54,6 +54,11 @@ class MatchConfig:
     """Order of the kernel's variation over the image; the kernel sum does not vary (the task's default, not the
     bare match's 2)."""
 
+    max_spatial_kernel_order: int = 3
+    """The order is raised up to this one while the stars' residuals fall by more than the further unknowns explain, so
+    that a PSF which varies much is followed where there are the stars for it; at or below `spatial_kernel_order` it is
+    never raised. Not in the reference."""
+
     spatial_bg_order: int = 2
     """Order of the differential background (the task's default, not the bare match's 1)."""
 
@@ -191,6 +196,7 @@ class MatchConfig:
             fwhm_exposure_grid=(1, 100),
             fwhm_exposure_buffer=(0.0, 0.499),
             spatial_kernel_order=(0, MAX_ORDER),
+            max_spatial_kernel_order=(0, MAX_ORDER),
             spatial_bg_order=(0, MAX_ORDER),
             size_cell_x=(32, 2**31),
             size_cell_y=(32, 2**31),

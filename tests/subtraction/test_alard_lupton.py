@@ -98,9 +98,27 @@ def test_a_kernel_that_varies_is_followed(rng, make_field, make_psf):
         np.ones_like(template.variance),
     )
     followed = match(science, template, make_psf(2.6), make_psf(2.0), field)
-    stiff = match(science, template, make_psf(2.6), make_psf(2.0), field, spatial_kernel_order=0)
+    stiff = match(
+        science, template, make_psf(2.6), make_psf(2.0), field, spatial_kernel_order=0, max_spatial_kernel_order=0
+    )
     assert inner(followed.difference.image).std() < 1.05
     assert inner(stiff.difference.image).std() > 1.2
+
+
+@pytest.mark.parametrize(("power", "order"), [(0, 1), (1, 1), (2, 2)])
+def test_the_order_is_what_the_stars_show(rng, make_field, make_psf, power, order):
+    field = make_field(rng, shape=(500, 500), n=120, flux=(1e4, 2e4))
+    template = field.observe(make_psf(2.0), noise=0.1, rng=rng)
+    narrow, wide = field.draw(make_psf(2.3)), field.draw(make_psf(2.9))
+    share = np.linspace(-1, 1, 500)[None, :] ** power * (1.0 if power == 2 else 0.5) + (0.5 if power == 1 else 0.0)
+    science = MaskedImage(
+        (narrow * (1 - share) + wide * share + rng.normal(0, 1, narrow.shape)).astype(np.float32),
+        template.mask.copy(),
+        np.ones_like(template.variance),
+    )
+    result = match(science, template, make_psf(2.6), make_psf(2.0), field)
+    assert result.kernel.order == order
+    assert inner(result.difference.image).std() < 1.05
 
 
 # --- the reference task's own tolerances (its test_subtractTask) ------------------------------------------------------
