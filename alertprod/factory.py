@@ -163,6 +163,7 @@ class WorkerPipeline:
         database = Database(config.store.open_url())
         threads = config.workers.threads_per_worker
         task = create_task({}, source="warm-up", n_threads=threads)
+        science = create_science(config)
         return ExposurePipeline(
             config,
             instruments=instruments,
@@ -170,9 +171,9 @@ class WorkerPipeline:
             cache=cache,
             apdb=Apdb(database, Ledger(database)),
             ephemerides=EphemeridesStore(),
-            science=create_science(config),
+            science=science,
             clock=Clock(),
-            warm_up=lambda: warm_up(task, n_threads=threads),
+            warm_up=lambda: warm_up(task, n_threads=threads, scorer=science.scorer),
             differences=None if config.butler.difference_run is None else butler,
         )
 

@@ -8,6 +8,7 @@ from alertprod.alerts.packet import PacketInfo
 from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
 from alertprod.association.history import History
+from alertprod.association.reliability import ReliabilityScorer
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.mask import plane_bits
@@ -23,8 +24,8 @@ _SIDE = 320
 _NOISE = 5.0
 
 
-def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
-    """Subtract, detect, measure, associate and encode a made-up exposure; return how many alerts it gave.
+def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1, scorer: ReliabilityScorer | None = None) -> int:
+    """Subtract, detect, measure, score, associate and encode a made-up exposure; return how many alerts it gave.
 
     Notes
     -----
@@ -62,7 +63,7 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1) -> int:
     )
     association = AssociationConfig()
     packaged = package_alerts(
-        prepare_sources(differenced, facts, association=association, cutouts=CutoutConfig()),
+        prepare_sources(differenced, facts, association=association, cutouts=CutoutConfig(), scorer=scorer),
         History.empty(),
         differenced,
         facts=facts,

@@ -1,5 +1,8 @@
 """`warm_up`: everything a first exposure would compile is compiled, and the made-up exposure leaves nothing."""
 
+import numpy as np
+
+from alertprod.association.reliability import Reliability
 from alertprod.factory import create_task
 from alertprod.service.warm_up import warm_up
 
@@ -21,3 +24,22 @@ def test_every_step_of_an_exposure_ran():
     # The science exposure came without a PSF, so that the fit of one is compiled too.
     assert task.subtract.metadata["nKernelSources"] > 10
     assert task.measurement.metadata["nTrails"] == 1
+
+
+class CountingScorer:
+    """Counts the sources it is shown."""
+
+    stamp_size = 15
+
+    def __init__(self):
+        self.shown = []
+
+    def score(self, sources, stamps):
+        self.shown.append((sources.n_rows, stamps.science.image.shape))
+        return Reliability(np.full(sources.n_rows, 0.5), "1")
+
+
+def test_the_scorer_is_asked_too():
+    scorer = CountingScorer()
+    assert warm_up(create_task({}, source="test"), scorer=scorer) == 3
+    assert scorer.shown == [(3, (3, 15, 15))]

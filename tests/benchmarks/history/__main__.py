@@ -58,7 +58,7 @@ def main() -> None:
         database.upgrade()
         apdb = Apdb(database, Ledger(database))
         if not apdb.count_rows()["dia_object"]:
-            fill(database, options.objects, options.sources_each)
+            fill(database, url, options.objects, options.sources_each)
         n_objects = apdb.count_rows()["dia_object"]
         side = compute_side_deg(n_objects)
         say(f"{database}: {apdb.count_rows()}, {side:.2f} degrees on a side")
@@ -95,7 +95,7 @@ def compute_side_deg(n_objects: int) -> float:
     return float(detector * np.sqrt(n_objects / PER_EXPOSURE))
 
 
-def fill(database: Database, n_objects: int, sources_each: int) -> None:
+def fill(database: Database, url: str, n_objects: int, sources_each: int) -> None:
     """Insert objects and their sources."""
     started = time.perf_counter()
     rng = np.random.default_rng(1)
@@ -127,9 +127,11 @@ def fill(database: Database, n_objects: int, sources_each: int) -> None:
     with database.write() as connection:
         for index in indexes:
             index.create(connection)
-    if not database.is_sqlite:
-        with database.write() as connection:
-            connection.execute(sa.text("ANALYZE"))
+    if not database.is_sqlite:  # what a server does by itself, some time after so many rows
+        engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sa.text("VACUUM ANALYZE"))
+        engine.dispose()
     say(f"filled in {time.perf_counter() - started:.0f} s")
 
 
