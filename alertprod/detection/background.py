@@ -88,16 +88,19 @@ def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) 
         raise ValueError(msg)
     row_edges, column_edges = _edges(image.shape[0], bin_size), _edges(image.shape[1], bin_size)
     usable = usable & np.isfinite(image)
-    level, sigma, number = _loops.clipped_medians(
-        image, usable, row_edges, column_edges, _CLIP_SIGMA, _CLIP_ITERATIONS, _MAX_PIXELS_PER_BIN
-    )
-    sampled = _sampled_area(row_edges, column_edges)
-    known = number >= np.maximum(1.0, _MIN_FRACTION * sampled)
-    if not known.any():
-        known = number > 0
-    if not known.any():
+    if not usable.any():
         msg = "no usable pixel to estimate a background from"
         raise ValueError(msg)
+    # All pixels, where what is not usable is spread so evenly that a sample of them meets nothing else.
+    for most in (_MAX_PIXELS_PER_BIN, image.size):
+        level, sigma, number = _loops.clipped_medians(
+            image, usable, row_edges, column_edges, _CLIP_SIGMA, _CLIP_ITERATIONS, most
+        )
+        known = number >= np.maximum(1.0, _MIN_FRACTION * _sampled_area(row_edges, column_edges))
+        if not known.any():
+            known = number > 0
+        if known.any():
+            break
     nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
     rows, columns = nearest
     return Background(

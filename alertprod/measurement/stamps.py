@@ -69,16 +69,18 @@ def cut_stamps(masked_image: MaskedImage, *, x: FloatArray, y: FloatArray, size:
 def draw_psfs(psf: PointSpreadFunction, *, x: FloatArray, y: FloatArray) -> FloatArray:
     """Draw stars of unit flux at the points, on the pixels of their stamps: ``(n, psf.size, psf.size)``.
 
-    Points that are not finite, and points where the PSF has no image, get zeros: a fit then has no flux to find,
-    and is flagged.
+    Points that are not finite, and points where the PSF has no image, or one that is not finite, get zeros: a fit then
+    has no flux to find, and is flagged.
     """
     images = np.zeros((len(x), psf.size, psf.size))
     for i in np.flatnonzero(np.isfinite(x) & np.isfinite(y)):
         try:
-            images[i] = psf.compute_stellar_image(x=float(x[i]), y=float(y[i]))[0]
+            image = psf.compute_stellar_image(x=float(x[i]), y=float(y[i]))[0]
         except ValueError:
             # How a PSF says that it is not defined here: off a template's tiles, far outside a fit's stars.
             continue
+        if np.isfinite(image).all():
+            images[i] = image
     return images
 
 

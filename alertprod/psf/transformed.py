@@ -67,7 +67,8 @@ class WarpedPsf(PointSpreadFunction):
         self._kernel = kernel
         if size is None:
             jacobian = mapping.compute_jacobian(x=average_position[0], y=average_position[1])
-            smallest = float(np.linalg.svd(jacobian, compute_uv=False)[-1])
+            # A place that maps nowhere says nothing about the scale.
+            smallest = float(np.linalg.svd(jacobian, compute_uv=False)[-1]) if np.isfinite(jacobian).all() else 0.0
             stretch = min(1.0 / smallest, _MAX_STRETCH) if smallest > 0 else 1.0
             # A millipixel less, so that rounding of a unit scale does not add a rim of zeros.
             size = 2 * int(np.ceil(psf.size // 2 * stretch - 1e-3)) + 1
@@ -92,13 +93,14 @@ class WarpedPsf(PointSpreadFunction):
             Raised if the position has no counterpart on the source grid.
         """
         x_source, y_source = self._mapping.evaluate_point(x=x, y=y)
-        if not (np.isfinite(x_source) and np.isfinite(y_source)):
+        jacobian = np.ascontiguousarray(self._mapping.compute_jacobian(x=x, y=y), dtype=np.float64)
+        if not (np.isfinite(x_source) and np.isfinite(y_source) and np.isfinite(jacobian).all()):
             msg = f"x {x:.1f}, y {y:.1f} does not map to the source grid"
             raise ValueError(msg)
         stamp, box = self._psf.compute_stellar_image(x=x_source, y=y_source)
         image = resample_stamp(
             np.ascontiguousarray(stamp, dtype=np.float64),
-            np.ascontiguousarray(self._mapping.compute_jacobian(x=x, y=y), dtype=np.float64),
+            jacobian,
             x_source - box.x_min,
             y_source - box.y_min,
             dx,
@@ -220,13 +222,17 @@ class ConvolvedPsf(PointSpreadFunction):
         Raises
         ------
         ValueError
-            Raised if the kernel's sides are not odd.
+            Raised if the kernel's sides are not odd, or the PSF before has no finite image here.
         """
         kernel = np.asarray(self._kernel_at(x, y), dtype=float)
         if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
             msg = f"the kernel has shape {kernel.shape}; odd sides are needed"
             raise ValueError(msg)
-        full = convolve(self._psf.compute_offset_image(x=x, y=y, dx=dx, dy=dy), kernel, mode="full")
+        before = self._psf.compute_offset_image(x=x, y=y, dx=dx, dy=dy)
+        if not np.isfinite(before).all():
+            msg = f"the PSF to convolve is not finite at x {x:.1f}, y {y:.1f}"
+            raise ValueError(msg)
+        full = convolve(before, kernel, mode="full")
         image = np.zeros((self._size, self._size))
         inside, outside = [], []
         for length in full.shape:

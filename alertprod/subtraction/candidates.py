@@ -9,6 +9,9 @@ from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.subtraction.config import MatchConfig
 
+_FAR_AWAY = 1e6
+"""Pixels: where a star without a position, or one off any image, is taken to be."""
+
 
 @dataclass(frozen=True, slots=True)
 class StampGeometry:
@@ -64,9 +67,9 @@ class CandidateList:
         self.geometry = geometry
         self._bad_bits = plane_bits(*config.bad_mask_planes)
         self._convolved, self._reference, self._config = convolved, reference, config
-        finite = np.isfinite(x) & np.isfinite(y)
-        self.column = np.floor(np.where(finite, x, -1e6) + 0.5).astype(np.int64)
-        self.row = np.floor(np.where(finite, y, -1e6) + 0.5).astype(np.int64)
+        near = (np.abs(x) < _FAR_AWAY) & (np.abs(y) < _FAR_AWAY)
+        self.column = np.floor(np.where(near, x, -_FAR_AWAY) + 0.5).astype(np.int64)
+        self.row = np.floor(np.where(near, y, -_FAR_AWAY) + 0.5).astype(np.int64)
         self.cell = np.stack([self.row // config.size_cell_y, self.column // config.size_cell_x], axis=1)
         self.refused: dict[int, str] = {}
         ny, nx = convolved.shape

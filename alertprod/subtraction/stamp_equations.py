@@ -270,7 +270,7 @@ def _solve_own(equations: StampEquations, basis: KernelBasis, flux_ratio: float,
     sums, errors = _solve_first(matrix[:, with_sky[:, None], with_sky], vector[:, with_sky])
     if config.correct_noise_bias:
         matrix[:, 0, 1:n_basis] -= equations.noise[:, None] * (
-            basis.images[1:].reshape(n_basis - 1, -1) @ basis.images[0].ravel()
+            basis.images[1:].reshape(n_basis - 1, basis.size**2) @ basis.images[0].ravel()
         )
         matrix[:, 1:n_basis, 0] = matrix[:, 0, 1:n_basis]
     if basis.regularization is not None:

@@ -1,5 +1,6 @@
 """What a difference needs to know of an exposure and a file may not say: sky, stars, PSF."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
@@ -113,7 +114,11 @@ class CharacterizeTask(Task):
 
     def findStars(self, exposure: Exposure) -> StarList:
         """Find clean stars, with the PSF's width where it is known."""
-        sigma = exposure.psf.compute_sigma() if exposure.psf is not None else None
+        sigma = None
+        if exposure.psf is not None:
+            # Without a width of its own, like a template's over a hole, the stars' is looked for.
+            with suppress(ValueError):
+                sigma = exposure.psf.compute_sigma()
         stars = find_stars(exposure.masked_image, sigma=sigma)
         self.metadata["nStars"] = len(stars)
         return stars

@@ -272,8 +272,10 @@ def _measure_discs(
 def _count_values(mask: IntArray) -> tuple[IntArray, IntArray]:
     """Return the values that occur in a mask, and how often: all counts of planes follow from these few numbers."""
     totals = np.zeros(1 << (max(MASK_PLANES.values()) + 1), dtype=np.int64)
+    # Bits that are no plane's mean nothing here, whoever has set them.
+    known = np.int32(totals.size - 1)
     for start in range(0, mask.shape[0], _ROWS_AT_ONCE):
-        totals += np.bincount(mask[start : start + _ROWS_AT_ONCE].ravel(), minlength=totals.size)
+        totals += np.bincount((mask[start : start + _ROWS_AT_ONCE] & known).ravel(), minlength=totals.size)
     values = np.flatnonzero(totals)
     return values, totals[values]
 

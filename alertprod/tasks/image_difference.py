@@ -33,7 +33,13 @@ from alertprod.tasks.find_glint_trails import FindGlintTrailsTask
 from alertprod.tasks.forced_measurement import ForcedMeasurementTask
 from alertprod.tasks.get_template import GetCoaddAsTemplateTask
 from alertprod.tasks.image_difference_config import ImageDifferenceConfig
-from alertprod.tasks.input_checks import check_pair, check_science, check_template
+from alertprod.tasks.input_checks import (
+    check_difference,
+    check_pair,
+    check_science,
+    check_template,
+    exclude_implausible,
+)
 from alertprod.tasks.mask_streaks import MaskStreaksTask
 from alertprod.tasks.protocols import Butler, DataId, DataRef, QuantumContext
 from alertprod.tasks.reference_loader import ReferenceLoader
@@ -212,12 +218,14 @@ class ImageDifferenceTask(CmdLineTask):
         if self.config.doAddCalexpBackground:
             exposure = _add_background(exposure, calexpBackgroundExposure)
         check_science(exposure)
+        exposure = self._excludeImplausible("science", exposure)
         if self.config.doSubtract:
             if subtractedExposure is not None:
                 raise TaskError("a subtractedExposure is given, and doSubtract is on: one of them is too much")
             made = self._subtract(exposure, templateExposure, selectSources, templateSources)
         else:
             made = _adopt(exposure, templateExposure, subtractedExposure, selectSources)
+        check_difference(made.difference)
         diaSources = self._detect(made, idFactory or IdFactory(0, 1)) if self.config.doDetection else None
         kernelCandidates = judge_kernel(self, made, diaSources) if self.config.doAddMetrics else None
         record_metrics(self, made)
@@ -252,6 +260,7 @@ class ImageDifferenceTask(CmdLineTask):
         check_pair(exposure, templateExposure, same_grid=False)
         coverage = self.checkTemplateIsSufficient(templateExposure)
         check_template(templateExposure)
+        templateExposure = self._excludeImplausible("template", templateExposure)
         if self.config.doScaleTemplateVariance:
             # Before the planes go that say which of its pixels are sky.
             templateExposure = templateExposure.copy()
@@ -267,6 +276,15 @@ class ImageDifferenceTask(CmdLineTask):
             if coverage >= expected or self.config.requiredTemplateFraction == 0:
                 raise
             raise NoTemplateCoverage(coverage, expected) from error
+
+    def _excludeImplausible(self, which: str, exposure: Exposure) -> Exposure:
+        exposure, n_pixels = exclude_implausible(which, exposure)
+        if n_pixels:
+            self.log.warning(
+                "%d pixels of the %s exposure are beyond any detector, and count as no data", n_pixels, which
+            )
+        self.metadata[f"nImplausiblePixels{which.capitalize()}"] = n_pixels
+        return exposure
 
     def _detect(self, made: Subtraction, idFactory: Callable[[], int]) -> Catalog | None:
         info = made.science.info

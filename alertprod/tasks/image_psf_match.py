@@ -383,7 +383,10 @@ def put_on_grid(template: Exposure, science: Exposure, *, doWarping: bool, nThre
     if science.wcs is None or template.wcs is None:
         # Without world coordinates nothing says where the one lies on the other.
         raise ExposureMismatch("shape", science.shape, template.shape)
-    warped = warp_exposure(template, science.wcs, science.shape, n_threads=nThreads)
+    try:
+        warped = warp_exposure(template, science.wcs, science.shape, n_threads=nThreads)
+    except ValueError as error:
+        raise TaskError(f"the template cannot be warped to the science exposure's grid: {error}") from error
     if not ((warped.mask & plane_bits("NO_DATA")) == 0).any():
         raise TaskError("the template does not overlap the science exposure")
     return warped

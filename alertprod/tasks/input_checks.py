@@ -20,6 +20,21 @@ GRID_TOLERANCE_PIXELS = 0.05
 """Two WCS that agree to this describe one grid: far above the rounding of cards and the inversion of a distortion, far
 below what a matching kernel of first order takes out anyway."""
 
+PLAUSIBLE_PULL = 1e8
+"""No detector holds a pixel of so many standard deviations of the sky. One such, be it a slip of a pipeline upstream, would
+lift the rounding of float32 above the noise wherever a Fourier transform spreads it: about its own 1e-9 of all pixels."""
+
+PLAUSIBLE_VARIANCE_RATIO = 1e-8
+"""A variance so far below the median is none: its pixel would weigh more than all others together, and every ripple on it
+would be a source."""
+
+PLAUSIBLE_SIGMA = (1e-12, 1e9)
+"""Noise in image units within which squares and sums of pixels and variances stay in float32: from a thousandth of a
+nanojansky in Jy up."""
+
+PLAUSIBLE_SIGMA_NJY = (1e-12, 1e12)
+"""Noise of a pixel in nJy, of any camera: all-sky ones come near the upper end. Beyond, fluxes leave float32."""
+
 _SAMPLED_ROWS = 64
 """One row in so many is looked at first: in all but broken images that is enough, and costs nothing."""
 
@@ -67,6 +82,20 @@ def check_template(template: Exposure) -> None:
     _check_planes("template", template.masked_image)
 
 
+def check_difference(difference: Exposure) -> None:
+    """Refuse a difference that nothing can be detected on.
+
+    Raises
+    ------
+    UnusableExposure
+        Raised if its PSF cannot be drawn, has no positive sum or no width: then what it was made from does not go
+        together.
+    """
+    if difference.psf is None:
+        raise TaskError("the difference has no psf")
+    _check_psf("difference", difference.psf, needs_width=True)
+
+
 def check_pair(science: Exposure, template: Exposure, *, same_grid: bool = True) -> None:
     """Refuse two exposures that do not belong together.
 
@@ -91,6 +120,62 @@ def check_pair(science: Exposure, template: Exposure, *, same_grid: bool = True)
     offset = compute_grid_offset(science, template)
     if not offset <= GRID_TOLERANCE_PIXELS:
         raise ExposureMismatch("wcs", "its grid", f"pixels up to {offset:.3g} pixels off")
+
+
+def exclude_implausible(which: str, exposure: Exposure) -> tuple[Exposure, int]:
+    """Treat pixels that no detector can have measured as pixels without data.
+
+    Parameters
+    ----------
+    which
+        "science", "template" or "difference", for messages.
+    exposure
+        It has passed `check_science` or `check_template`. Not changed.
+
+    Returns
+    -------
+    tuple
+        The exposure, itself where all pixels are plausible; and the number of those that are not: above
+        `PLAUSIBLE_PULL` times the noise, or of a variance below `PLAUSIBLE_VARIANCE_RATIO` of the median.
+
+    Raises
+    ------
+    UnusableExposure
+        Raised if the median noise is not within `PLAUSIBLE_SIGMA`, or not within `PLAUSIBLE_SIGMA_NJY` in nJy, or if no
+        usable pixel is plausible.
+    """
+    planes = exposure.masked_image
+    usable = planes.usable(plane_bits("NO_DATA"))
+    variances = planes.variance[::_SAMPLED_ROWS][usable[::_SAMPLED_ROWS]]
+    if not variances.size:
+        variances = planes.variance[usable]
+    if not variances.size:
+        return exposure, 0
+    typical = float(np.median(variances))
+    least, most = PLAUSIBLE_SIGMA
+    if not least**2 <= typical <= most**2:
+        raise UnusableExposure(
+            which, "variance", f"its median is {typical:.3g}, not within {least**2:g} to {most**2:g}"
+        )
+    sigma_njy = typical**0.5 * exposure.photo_calib.njy_per_count
+    if not PLAUSIBLE_SIGMA_NJY[0] <= sigma_njy <= PLAUSIBLE_SIGMA_NJY[1]:
+        least, most = PLAUSIBLE_SIGMA_NJY
+        problem = f"a pixel's noise is {sigma_njy:.3g} nJy, not within {least:g} to {most:g}"
+        raise UnusableExposure(which, "photo_calib", problem)
+    beyond = np.abs(planes.image) > np.float32(PLAUSIBLE_PULL * typical**0.5)
+    beyond |= planes.variance < np.float32(PLAUSIBLE_VARIANCE_RATIO * typical)
+    beyond &= usable
+    n_beyond = int(np.count_nonzero(beyond))
+    if n_beyond == 0:
+        return exposure, 0
+    if n_beyond == np.count_nonzero(usable):
+        problem = f"all {n_beyond} usable pixels are above {PLAUSIBLE_PULL:g} standard deviations of {typical**0.5:.3g}"
+        raise UnusableExposure(which, "image", problem)
+    exposure = exposure.copy()
+    exposure.image[beyond] = np.nan
+    exposure.variance[beyond] = np.inf
+    exposure.mask[beyond] |= np.int32(plane_bits("NO_DATA"))
+    return exposure, n_beyond
 
 
 def compute_grid_offset(science: Exposure, template: Exposure) -> float:
@@ -121,6 +206,10 @@ def _check_psf(which: str, psf: PointSpreadFunction, *, needs_width: bool) -> No
             image: FloatArray = psf.compute_kernel_image(x=x, y=y)
         except ValueError as error:
             raise UnusableExposure(which, "psf", f"cannot be drawn at x {x:.1f}, y {y:.1f}: {error}") from error
+        if image.shape != (psf.size, psf.size) or psf.size % 2 == 0:
+            raise UnusableExposure(
+                which, "psf", f"its size is {psf.size}, its image {image.shape}; an odd square is needed"
+            )
         n_bad = int(np.count_nonzero(~np.isfinite(image)))
         if n_bad:
             raise UnusableExposure(which, "psf", f"{n_bad} of {image.size} pixels are not finite")

@@ -101,3 +101,14 @@ def test_lines_between_bins_stay_within_them():
     straight = background.compute_image(linear=True)
     assert (straight.min(), straight.max()) == (pytest.approx(1.0), pytest.approx(1000.0))
     assert background.compute_image().min() < 0.0, "a spline rings"
+
+
+def test_a_sample_that_meets_masked_pixels_only_is_not_the_last_word():
+    # Bins so large that every second pixel of a row is looked at, all of which are masked.
+    image = np.random.default_rng(4).normal(5.0, 1.0, (128, 128)).astype(np.float32)
+    usable = np.zeros(image.shape, dtype=bool)
+    usable[:, 1::2] = True
+    level = estimate_background(image, usable, bin_size=128).level
+    assert np.abs(level - 5.0).max() < 5.0 * 1.25 / np.sqrt(128 * 64)
+    with pytest.raises(ValueError, match="no usable pixel"):
+        estimate_background(image, np.zeros_like(usable), bin_size=128)

@@ -137,6 +137,18 @@ def test_drawn_psfs_may_be_handed_in(make_image, psf):
     assert drawn.flux[0] == measure_psf_flux(image, psf, x=x, y=y).flux[0]
 
 
+def test_a_place_whose_psf_is_not_finite_is_flagged_and_the_others_are_not(make_image, psf):
+    class HalfKnown(MoffatPsf):
+        def compute_offset_image(self, *, x, y, dx, dy):
+            image = super().compute_offset_image(x=x, y=y, dx=dx, dy=dy)
+            return image if x < 32.0 else np.nan * image
+
+    image = make_image((64, 64), psf, [(20.0, 30.0, 100.0), (44.0, 30.0, 100.0)], seed=8)
+    fluxes = measure_psf_flux(image, HalfKnown(fwhm=4.2), x=np.array([20.0, 44.0]), y=np.array([30.0, 30.0]))
+    assert fluxes.flag.tolist() == [False, True]
+    assert np.isfinite(fluxes.flux).tolist() == [True, False]
+
+
 def test_aperture_of_a_flat_image_is_the_area_of_its_disk(make_image, psf):
     image = make_image((80, 80), psf, noise=2.0)
     image.image += 1.0

@@ -181,3 +181,26 @@ def test_threads_may_share_a_psf():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda p: psf.compute_kernel_image(x=p[0], y=p[1]), places))
     np.testing.assert_array_equal(together, alone)
+
+
+class Nowhere(Affine):
+    """A mapping to a place that is not there, like that of the other side of the sky."""
+
+    def __init__(self):
+        super().__init__(np.full((2, 2), np.nan), x=np.nan, y=np.nan)
+
+
+def test_a_psf_that_is_mapped_nowhere_is_not_defined_there():
+    psf = WarpedPsf(GaussianPsf(fwhm=4.0), Nowhere(), average_position=(5.0, 5.0))
+    assert psf.size == GaussianPsf(fwhm=4.0).size
+    with pytest.raises(ValueError, match="does not map to the source grid"):
+        psf.compute_kernel_image(x=5.0, y=5.0)
+
+
+def test_a_psf_that_is_not_finite_is_not_convolved():
+    class Spoiled(GaussianPsf):
+        def compute_offset_image(self, *, x, y, dx, dy):
+            return np.nan * super().compute_offset_image(x=x, y=y, dx=dx, dy=dy)
+
+    with pytest.raises(ValueError, match=r"not finite at x 3\.0, y 4\.0"):
+        ConvolvedPsf(Spoiled(fwhm=4.0), gaussian_kernel).compute_kernel_image(x=3.0, y=4.0)

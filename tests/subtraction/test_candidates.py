@@ -93,3 +93,10 @@ def test_bad_pixels_have_no_weight_and_no_value(pair):
     assert good.sum() == good.size - 1
     assert target[0, 11, 19] == 0.0
     assert np.isfinite(target).all()
+
+
+@pytest.mark.parametrize("far", [1e7, 1e30, -1e300, np.inf])
+def test_positions_off_any_image_are_left_out(pair, far):
+    candidates = candidates_of(pair, [far, 150.0, 150.0], [150.0, far, 150.0])
+    assert list(candidates.take(NOTHING)) == [2]
+    assert set(candidates.refused) == {0, 1}

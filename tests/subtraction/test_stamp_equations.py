@@ -163,3 +163,13 @@ def test_condition_numbers_do_not_depend_on_units(basis, rng, make_field, make_p
     np.testing.assert_allclose(equations.own_condition, np.linalg.cond(scaled), rtol=1e-6)
     unasked, _ = equations_of(basis, source, target, field.x, field.y)
     assert np.isnan(unasked.own_condition).all()
+
+
+def test_a_basis_of_one_kernel_is_solved_for_too(basis, rng, make_field, make_psf):
+    field = make_field(rng, shape=(150, 150), n=4, flux=(3000.0, 4000.0))
+    source = field.observe(make_psf(2.0), noise=1.0, rng=rng)
+    target = field.observe(make_psf(2.4), noise=1.0, rng=rng)
+    equations, _ = equations_of(basis, source, target, field.x, field.y)
+    alone = np.eye(1, len(basis))
+    projected = equations.projected(alone, basis.recombined(alone), flux_ratio=1.0, config=AlardLuptonConfig())
+    np.testing.assert_allclose(projected.own_coefficients[:, 0], 1.0, atol=5 * equations.own_sum_error.max())

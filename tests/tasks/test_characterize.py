@@ -1,5 +1,7 @@
 """`CharacterizeTask`: sky, stars, PSF and cosmic rays of an exposure that says little."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made_skies import NOISE, SHAPE, make_pair
@@ -7,6 +9,7 @@ from made_skies import NOISE, SHAPE, make_pair
 from alertprod.errors import InsufficientPsfStars
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
+from alertprod.psf.analytic import GaussianPsf
 from alertprod.tasks.characterize import CharacterizeConfig, CharacterizeTask
 
 
@@ -123,3 +126,16 @@ def test_an_image_without_any_good_pixel_has_no_stars(pair):
     blind = pair.science.copy()
     blind.mask[...] = plane_bits("NO_DATA")
     assert make_task().run(blind).selectSources.n_rows == 0
+
+
+def test_stars_of_an_image_whose_psf_has_no_width_are_found_by_their_own(pair):
+    class Needle(GaussianPsf):
+        def compute_offset_image(self, **at):
+            image = np.zeros_like(super().compute_offset_image(**at))
+            image[image.shape[0] // 2, image.shape[0] // 2] = 1.0
+            return image
+
+    spoiled = replace(pair.template, psf=Needle(fwhm=3.6))
+    with pytest.raises(ValueError, match="adaptive moments"):
+        spoiled.psf.compute_sigma()
+    assert make_task().selectKernelSources(spoiled).n_rows > 10

@@ -280,3 +280,11 @@ def test_counts_equal_those_of_plain_numpy():
 def test_a_plane_that_does_not_exist_is_an_error():
     with pytest.raises(KeyError, match="NOPE"):
         count_pixels(np.zeros((3, 3), np.int32), bad_planes=(), planes=("NOPE",))
+
+
+def test_bits_that_are_no_planes_do_not_count():
+    mask = np.full((3, 4), plane_bits("BAD"), np.int32)
+    mask[0] |= np.int32(1 << 30)
+    mask[1] |= np.int32(-(2**31))
+    counts = count_pixels(mask, bad_planes=("BAD",), planes=("SAT",))
+    assert (counts["nBadPixels"], counts["sat_mask_fraction"]) == (12, 0.0)

@@ -1,5 +1,6 @@
 """Checks of the inputs: what is broken is named with its numbers, what is merely imperfect passes."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,20 @@ from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
+from alertprod.images.photo_calib import PhotoCalib
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.input_checks import (
     GRID_TOLERANCE_PIXELS,
+    PLAUSIBLE_PULL,
+    PLAUSIBLE_SIGMA,
+    PLAUSIBLE_VARIANCE_RATIO,
+    check_difference,
     check_pair,
     check_science,
     check_template,
     compute_grid_offset,
+    exclude_implausible,
 )
 
 SHAPE = (90, 130)
@@ -238,3 +245,75 @@ def test_checks_change_nothing(which):
         plane.flags.writeable = False
     CHECKS[which](exposure)
     check_pair(exposure, exposure)
+
+
+# -- pixels that no detector has measured --
+
+
+def test_plausible_pixels_are_left_alone():
+    exposure = make_exposure()
+    exposure.image[3, 4] = 0.5 * PLAUSIBLE_PULL
+    exposure.variance[5, 6] = 2.0 * PLAUSIBLE_VARIANCE_RATIO
+    exposure.image[7, 8], exposure.variance[7, 9] = np.nan, np.inf
+    kept, n = exclude_implausible("science", exposure)
+    assert kept is exposure
+    assert n == 0
+
+
+def test_pixels_beyond_any_detector_count_as_no_data_in_a_copy():
+    exposure = make_exposure()
+    exposure.image[3, 4], exposure.image[3, 5] = 2.0 * PLAUSIBLE_PULL, -2.0 * PLAUSIBLE_PULL
+    exposure.variance[5, 6] = 0.5 * PLAUSIBLE_VARIANCE_RATIO
+    kept, n = exclude_implausible("science", exposure)
+    assert n == 3
+    assert np.flatnonzero(kept.mask).size == 3
+    for at in ((3, 4), (3, 5), (5, 6)):
+        assert np.isnan(kept.image[at])
+        assert np.isinf(kept.variance[at])
+        assert kept.mask[at] == plane_bits("NO_DATA")
+    assert exposure.image[3, 4] == np.float32(2.0 * PLAUSIBLE_PULL)
+    assert not exposure.mask.any()
+
+
+def test_an_image_all_of_which_is_beyond_any_detector_is_unusable():
+    exposure = make_exposure()
+    exposure.image[...] = 1e30
+    with pytest.raises(UnusableExposure, match="all 11700 usable pixels are above"):
+        exclude_implausible("science", exposure)
+
+
+@pytest.mark.parametrize("sigma", [0.5 * PLAUSIBLE_SIGMA[0], 2.0 * PLAUSIBLE_SIGMA[1]])
+def test_noise_that_float32_does_not_square_is_unusable(sigma):
+    exposure = make_exposure()
+    exposure.variance[...] = sigma**2
+    with pytest.raises(UnusableExposure, match="template exposure: variance: its median is"):
+        exclude_implausible("template", exposure)
+
+
+@pytest.mark.parametrize("njy_per_count", [1e-20, 1e20])
+def test_a_calibration_to_fluxes_of_no_sky_is_unusable(njy_per_count):
+    with pytest.raises(UnusableExposure, match=re.escape(f"photo_calib: a pixel's noise is {njy_per_count:.3g} nJy")):
+        exclude_implausible("science", make_exposure(photo_calib=PhotoCalib(njy_per_count)))
+
+
+def test_exposures_without_a_usable_pixel_are_for_other_checks():
+    empty = make_exposure(masked_image=MaskedImage.empty(SHAPE))
+    assert exclude_implausible("template", empty) == (empty, 0)
+
+
+# -- differences --
+
+
+def test_a_difference_is_refused_without_a_psf_or_one_without_width():
+    check_difference(make_exposure())
+    with pytest.raises(TaskError, match="the difference has no psf"):
+        check_difference(make_exposure(psf=None))
+    with pytest.raises(UnusableExposure, match="difference exposure: psf: it has no width"):
+        check_difference(make_exposure(psf=StampPsf(np.eye(1, 81, 40).reshape(9, 9))))
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (8, 8)])
+@pytest.mark.parametrize("which", CHECKS)
+def test_a_psf_that_is_no_odd_square_is_refused(which, shape):
+    with pytest.raises(UnusableExposure, match=rf"psf: its size is \d, its image \({shape[0]}, {shape[1]}\)"):
+        CHECKS[which](make_exposure(psf=StampPsf(np.ones(shape))))
