@@ -194,6 +194,7 @@ class MemoryConsumer:
         self._position: dict[Lane, int] = {}
         self.assigned: frozenset[Lane] = frozenset()
         self.revoke_next: frozenset[Lane] = frozenset()
+        self.lose_next: frozenset[Lane] = frozenset()
         self.closed = False
         self._joined = False
 
@@ -205,6 +206,11 @@ class MemoryConsumer:
             lanes, self.revoke_next = self.revoke_next, frozenset()
             self._on_revoke(lanes)
             self.assigned -= lanes
+        if self.lose_next:  # and have them again at once
+            lanes, self.lose_next = self.lose_next, frozenset()
+            self.assigned -= lanes
+            self._on_lost(lanes)
+            self.assign(lanes)
         for lane in sorted(self.assigned - self._paused):
             with self._broker.lock:
                 log, position = self._broker.log[lane], self._position[lane]
@@ -260,6 +266,7 @@ class MemoryProducer:
     """Transactions against a `MemoryBroker`: all or nothing, with the offsets."""
 
     transactional = True
+    overdue_s = 0.0
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker

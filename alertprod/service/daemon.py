@@ -52,6 +52,9 @@ _ALIVE_EVERY_S: Final = 60.0
 _SERVE_EVERY_S: Final = 5.0
 """An idle producer hears of its fencing, and of brokers gone, only when it is served."""
 
+_OVERDUE_S: Final = 30.0
+"""A call of the Kafka client that has not returned for so long after its time-out never will."""
+
 _DESK_LIMIT_S: Final = 300.0
 """A desk's calls have time-outs of their own, of a minute or two; one that takes longer hangs in a library."""
 
@@ -388,6 +391,8 @@ class AlertDaemon:
             self._alive_at = now + _ALIVE_EVERY_S
             _log.info("alive", partitions=len(self._lanes), inflight=len(jobs), workers=n_ready)
 
+        if self._producer.overdue_s > _OVERDUE_S:
+            raise BrokerFatal(f"a call of the producer is overdue by {self._producer.overdue_s:.0f} s")
         if now >= self._serve_at and self._producer_started:
             self._serve_at = now + _SERVE_EVERY_S
             self._publisher.submit(self._on_served, self._producer.serve)

@@ -22,7 +22,7 @@ from alertprod.service.work import WorkOrder, WorkResult
 from alertprod.service.worker import Died, Finished, StartFailed, WorkerPool, WorkerReport
 from alertprod.store.ledger import Busy, Claimed, ClaimOutcome, EventPosition, ExposureKey, LedgerState, Stored
 from alertprod.store.ledger import Finished as AlreadyFinished
-from alertprod.stream.errors import BrokerFatal
+from alertprod.stream.errors import BrokerFatal, PartitionRevoked
 from alertprod.stream.messages import VisitReady
 from alertprod.stream.records import Offset, Receipt, Received
 from alertprod.stream.schemas import WriterSchemas
@@ -80,6 +80,7 @@ class Exposures:
             config, identity=identity, lanes=lanes, publications=self._publications, metrics=metrics, clock=clock
         )
         self._renew_at = 0.0
+        self._publishing: Job | None = None  # the publisher's desk sets it
 
     def reconfigure(self, config: DaemonConfig, identity: steps.Identity) -> None:
         """Go on by another configuration; what is in flight ends as it began."""
@@ -129,8 +130,18 @@ class Exposures:
             self._renew_leases()
 
     def drop(self, job: Job, why: str) -> None:
-        """Leave a job to whoever gets its event next."""
+        """Leave a job to whoever gets its event next.
+
+        Notes
+        -----
+        That may be this daemon, with the same lane assigned anew and the offset not moved yet. So what waits at the
+        publisher's desk is not begun any more, and what is under way there is given up: it names a membership that is
+        over, which the brokers refuse, though not always at once.
+        """
         log_of(job).info("dropped", why=why, stage=job.stage)
+        job.is_dropped = True
+        if self._publishing is job:
+            self._producer.interrupt()
         self._lanes.end(job)
         if job.step is Step.WORK and job.running:
             self._workers.kill(job.ticket)
@@ -167,10 +178,18 @@ class Exposures:
                 self._clerk.submit(take_report, partial(self._ledger.count_worker_death, job.claim))
             case Step.PUBLISH:
                 assert job.publication is not None
-                self._publisher.submit(
-                    take_report, partial(steps.publish, self._producer, self._consumer, job.publication)
-                )
+                self._publisher.submit(take_report, partial(self._publish, job, job.publication))
         job.running = True
+
+    def _publish(self, job: Job, publication: Publication) -> Receipt:
+        """Publish; at the publisher's desk."""
+        self._publishing = job
+        try:
+            if job.is_dropped:
+                raise PartitionRevoked(*job.lane)
+            return steps.publish(self._producer, self._consumer, publication)
+        finally:
+            self._publishing = None
 
     def _claiming(self, job: Job) -> Callable[[], ClaimOutcome]:
         assert job.event is not None

@@ -63,6 +63,8 @@ class Job:
     """What its dead letter says, once it has one."""
     is_shortened: bool = False
     """The dead letter with the whole event was refused by the broker."""
+    is_dropped: bool = False
+    """Whoever gets its event next does it: what still waits to be published for it must not be."""
     claimed_here: bool = False
     """Whether this job has been claimed before: then its claims say nothing of earlier daemons."""
     alone: bool = False

@@ -81,6 +81,11 @@ class Producer(Protocol):
         """Since the start: messages ``delivered`` and ``undelivered``, transactions ``committed`` and ``aborted``."""
         ...
 
+    @property
+    def overdue_s(self) -> float:
+        """For how long a call of the client has not returned beyond its time-out."""
+        ...
+
     def publish(
         self, messages: Iterable[OutgoingMessage], offsets: Any = (), group_metadata: Any = None, *, n_bytes: int = 0
     ) -> Receipt:

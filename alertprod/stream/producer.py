@@ -78,6 +78,9 @@ def producer_configuration(
         "queue.buffering.max.kbytes": 262_144,
         # Java's partitioning: all clients put an object's alerts on the same partition.
         "partitioner": "murmur2_random",
+        # To start over from the bootstrap list when all brokers are away forgets the brokers one by one, and a call that
+        # waits for the group's coordinator then waits for ever (librdkafka issue 5511). Known addresses do.
+        "metadata.recovery.strategy": "none",
         # A broker that is back is found within two seconds, not ten.
         "reconnect.backoff.max.ms": 2_000,
         "allow.auto.create.topics": False,
@@ -206,6 +209,7 @@ class AlertProducer:
         self._started = False
         self._must_abort = False
         self._interrupted = threading.Event()
+        self._call_since: float | None = None
         self._make_settings = functools.partial(
             producer_configuration, bootstrap_servers, transactional_id=transactional_id, compression=compression
         )
@@ -333,6 +337,17 @@ class AlertProducer:
         """
         self._interrupted.set()
 
+    @property
+    def overdue_s(self) -> float:
+        """For how long a call of librdkafka has not returned beyond its own time-out; 0 where none is overdue.
+
+        Notes
+        -----
+        A client of which a call never returns is finished, and so is its thread: only another process helps.
+        """
+        since = self._call_since
+        return 0.0 if since is None else max(0.0, time.monotonic() - since - _CALL_S)
+
     def serve(self) -> None:
         """Serve librdkafka's callbacks and log lines; call it now and then while there is nothing to publish."""
         try:
@@ -374,7 +389,7 @@ class AlertProducer:
         if offsets:
             positions = [TopicPartition(*offset) for offset in offsets]
             send = functools.partial(self._producer.send_offsets_to_transaction, positions, group_metadata)
-            self._persist("offsets of the transaction", send, deadline)
+            self._persist("offsets of the transaction", send, deadline, interruptible=True)
         return len(batch.acked_at)
 
     def _deliver_at_least_once(self, messages: Iterable[OutgoingMessage]) -> list[float]:
@@ -439,19 +454,28 @@ class AlertProducer:
                 raise batch.failure
             case failure:
                 raise _Abortable(failure)
-        if self._interrupted.is_set():
-            self._interrupted.clear()
-            raise _Abortable(BrokerUnavailable("interrupted"))
+        self._heed_interrupt()
         if time.monotonic() > deadline:
             problem = f"{batch.n_waiting} of {len(batch.acked_at)} messages were not acknowledged in time"
             raise _Abortable(BrokerUnavailable(problem), timed_out=True)
 
-    def _persist(self, doing: str, call: Callable[[float], object], deadline: float) -> None:
+    def _heed_interrupt(self) -> None:
+        if self._interrupted.is_set():
+            self._interrupted.clear()
+            raise _Abortable(BrokerUnavailable("interrupted"))
+
+    def _persist(
+        self, doing: str, call: Callable[[float], object], deadline: float, *, interruptible: bool = False
+    ) -> None:
         """Make the same call again, as librdkafka prescribes, for as long as it says that this may help."""
         while True:
+            if interruptible:
+                self._heed_interrupt()
+            self._call_since = time.monotonic()
             try:
                 call(min(_CALL_S, max(deadline - time.monotonic(), _PAUSE_S)))
             except KafkaException as error:
+                self._call_since = None
                 inner = kafka_error(error)
                 if is_fatal(inner) or inner.txn_requires_abort():
                     raise _fatal_or_abortable(inner, doing) from error
@@ -462,6 +486,7 @@ class AlertProducer:
                     raise _Abortable(outcome, timed_out=True) from error
                 time.sleep(min(_PAUSE_S, max(deadline - time.monotonic(), 0.0)))
             else:
+                self._call_since = None
                 return
 
     def _commit(self) -> None:

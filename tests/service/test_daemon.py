@@ -570,3 +570,43 @@ def test_livez_says_idle_working_and_wedged(bench, monkeypatch):
     bench.wait_until(lambda: bench.health.describe()["state"] == "wedged")
     assert "clerk" in bench.health.live()[1]
     hold.set()
+
+
+def test_a_call_of_the_client_that_never_returns_ends_the_daemon_so_that_it_is_restarted(bench):
+    producer = MemoryProducer(bench.broker)
+    bench.start(producer=producer)
+    bench.wait_until(lambda: not bench.health.problems())
+
+    producer.overdue_s = 31.0
+    bench.thread.join(60.0)
+
+    assert bench.status == EXIT_FATAL
+
+
+def test_what_waits_to_be_published_for_a_lost_lane_is_not_published_when_the_lane_comes_back(bench):
+    """The lane is ours again, its offset has not moved: whoever looks it up now publishes it, and nobody else."""
+    hold = threading.Event()
+    publish = MemoryProducer.publish
+
+    class SlowProducer(MemoryProducer):
+        def publish(self, messages, *arguments, **named):
+            hold.wait(60.0)
+            return publish(self, messages, *arguments, **named)
+
+    bench.broker.send_event(make_event(1), partition=0)
+    bench.broker.send_event(make_event(2), partition=1)
+    bench.start(producer=SlowProducer(bench.broker))
+    rows = [ExposureKey("Camera", visit, 0) for visit in (1, 2)]
+    bench.wait_until(lambda: all((row := bench.ledger.get(key)) and row.state == LedgerState.STORED for key in rows))
+    lanes = frozenset(Lane("visit-ready", n) for n in (0, 1))
+    bench.wait_until(lambda: sum(job.step.value == "publish" for job in bench.daemon._lanes.jobs) == 2)
+
+    bench.consumer.lose_next = lanes  # one is being published, the other waits behind it
+    bench.wait_until(lambda: not bench.consumer.lose_next)
+    bench.wait_until(lambda: sum(job.step.value == "publish" for job in bench.daemon._lanes.jobs) == 2)
+    hold.set()
+    bench.wait_until(lambda: all(bench.ledger.get(key).state == LedgerState.PUBLISHED for key in rows))
+    assert bench.stop() == EXIT_OK
+
+    # The one under way had a membership that was over, which a broker refuses and this one in memory does not.
+    assert len(bench.broker.of("alerts")) == N_ALERTS * 3
