@@ -12,11 +12,13 @@ from alertprod.cli.dead_letters import app as dead_letters
 from alertprod.cli.demo_command import demo
 from alertprod.cli.difference import difference
 from alertprod.cli.replay import replay
+from alertprod.cli.report import report
 from alertprod.cli.repository import app as repository
 from alertprod.cli.run import run
 from alertprod.cli.schemas import app as schemas
 from alertprod.cli.send import send
 from alertprod.cli.simulate import simulate
+from alertprod.cli.status import status
 from alertprod.cli.templates import app as templates
 
 app = typer.Typer(
@@ -44,6 +46,8 @@ def _options(
 
 
 app.command("run")(run)
+app.command("status")(status)
+app.command("report")(report)
 app.command("demo")(demo)
 app.command("difference")(difference)
 app.command("send")(send)

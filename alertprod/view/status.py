@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -116,16 +118,13 @@ def make_status_page(status: DaemonStatus, *, now_unix_s: float, n_last: int = 1
     info = next(iter(status.samples.get("alertprod_build_info", ())), ({}, 0.0))[0]
     name = " ".join(filter(None, [f"alertprod {info.get('version', '')}".strip(), info.get("delivery", "")]))
     title = f"[{_STATE_STYLES.get(state, 'bold')}] {state} [/] {status.url}  [dim]{name}[/]"
-    return Panel(Group(*parts), title=title, title_align="left", border_style="dim")
+    return Group(Rule(title, align="left", style="dim"), *parts)
 
 
-def _make_numbers(status: DaemonStatus, now_unix_s: float) -> Table:
+def _make_numbers(status: DaemonStatus, now_unix_s: float) -> RenderableType:
     latencies, in_time, outcomes = status.latencies_s(), status.share_in_time(), status.outcomes()
     started = status.samples.get("process_start_time_seconds")
     last = max((value for _, value in status.samples.get("alertprod_last_success_timestamp_seconds", ())), default=0.0)
-    grid = Table.grid(padding=(0, 3))
-    for _ in range(4):
-        grid.add_column()
     cells = [
         ("waiting", f"{status.total('consumer_lag'):.0f}"),
         ("in flight", str(len(status.facts["inflight_exposures"]))),
@@ -133,19 +132,20 @@ def _make_numbers(status: DaemonStatus, now_unix_s: float) -> Table:
         ("warm workers", f"{status.total('workers_ready'):.0f}"),
         ("alerts out", f"{status.total('alerts_total', outcome='acked'):.0f}"),
         ("in time", "-" if in_time is None else f"{in_time:.1%}"),
-        ("latency, half", _seconds(_quantile(latencies, 0.5))),
-        ("latency, 98 %", _seconds(_quantile(latencies, 0.98))),
+        ("exposures, half in", _seconds(_quantile(latencies, 0.5))),
+        ("exposures, 98 % in", _seconds(_quantile(latencies, 0.98))),
         ("up for", "-" if not started else _age(now_unix_s - started[0][1])),
         ("last success", "-" if not last else f"{_age(now_unix_s - last)} ago"),
     ]
     cells += [(outcome, str(count)) for outcome, count in sorted(outcomes.items())]
-    for start in range(0, len(cells), 4):
-        grid.add_row(*(f"[dim]{name}[/] [bold]{value}[/]" for name, value in cells[start : start + 4]))
-    return grid
+    texts = [Text.from_markup(f"[dim]{name}[/] [bold]{value}[/]") for name, value in cells]
+    return Columns(texts, padding=(0, 3))
 
 
 def _make_inflight(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="in flight", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title="in flight", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
     for name in ("exposure", "step", "age s", "tries", "waits s"):
         table.add_column(name, justify="left" if name in ("exposure", "step") else "right", no_wrap=True)
     for job in jobs:
@@ -158,9 +158,21 @@ def _make_inflight(jobs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _make_last(exposures: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="last exposures", title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("UTC", "exposure", "outcome", "alerts", "latency s", "longest stage"):
-        table.add_column(name, justify="right" if name in ("alerts", "latency s") else "left", no_wrap=True)
+    table = Table(
+        title="last exposures",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    # On 80 columns it is the longest stage that gives way: an exposure's name cut short is no name.
+    table.add_column("UTC", no_wrap=True, min_width=8)
+    table.add_column("exposure", no_wrap=True, min_width=max(len(_name(each)) for each in exposures))
+    table.add_column("outcome", no_wrap=True, min_width=13)
+    table.add_column("alerts", justify="right", no_wrap=True, min_width=6)
+    table.add_column("s late", justify="right", no_wrap=True, min_width=6)
+    table.add_column("longest stage", no_wrap=True)
     for each in exposures:
         latency, outcome = each["latency_s"], each["outcome"]
         stages = {name: seconds for name, seconds in each["stage_seconds"].items() if name != "compute"}

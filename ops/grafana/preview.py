@@ -1,4 +1,4 @@
-"""Draws the dashboard's panels from a live Prometheus: ``python ops/grafana/preview.py URL SECONDS OUT.png``.
+"""Draws the dashboard's panels from a live Prometheus: ``python ops/grafana/preview.py URL SECONDS OUT.png [ROW...]``.
 
 The same expressions as Grafana's, drawn with matplotlib: a picture for the README, and a look without Grafana.
 """
@@ -54,6 +54,7 @@ def draw_panel(axis: Any, panel: Panel, url: str, since: float, until: float) ->
             points = [(float(x), float(y)) for x, y in each["values"]]
             series.append((name, [(x, y) for x, y in points if math.isfinite(y)]))
     draw_series(axis, panel, [pair for pair in series if pair[1]])
+    axis.set_xlim(datetime.fromtimestamp(since, tz=UTC), datetime.fromtimestamp(until, tz=UTC))
 
 
 def draw_number(axis: Any, panel: Panel, result: list[dict[str, Any]]) -> None:
@@ -100,6 +101,9 @@ def draw_series(axis: Any, panel: Panel, series: list[tuple[str, list[tuple[floa
                 loc="upper left",
                 ncols=2,
             )
+    if not axis.has_data():
+        axis.text(0.5, 0.5, "none", color=_SOFT, ha="center", va="center", transform=axis.transAxes)
+        axis.set_yticks([])
     locator = AutoDateLocator(tz=UTC, minticks=3, maxticks=6)
     axis.xaxis.set_major_locator(locator)
     formatter = ConciseDateFormatter(locator, tz=UTC, show_offset=False)
@@ -107,37 +111,38 @@ def draw_series(axis: Any, panel: Panel, series: list[tuple[str, list[tuple[floa
 
 
 def draw_heatmap(axis: Any, series: list[tuple[str, list[tuple[float, float]]]]) -> None:
-    """Draw how many exposures fell into each bucket, as dots; buckets are cumulative as Prometheus has them."""
+    """Draw how many exposures fell into each bucket; buckets are cumulative as Prometheus has them."""
     edges = sorted((float(name), dict(points)) for name, points in series)
-    below: dict[float, float] = {}
+    times = sorted({x for _, points in edges for x in points})
+    below = [0.0] * len(times)
+    counts, lows = [], [0.0]
     for edge, points in edges:
-        counts = {x: max(0.0, y - below.get(x, 0.0)) for x, y in points.items()}
-        below = points
-        shown = [(x, count) for x, count in counts.items() if count > 0 and math.isfinite(edge)]
-        if shown:
-            dates = [datetime.fromtimestamp(x, tz=UTC) for x, _ in shown]
-            axis.scatter(
-                dates,
-                [edge] * len(shown),
-                s=[6 + 10 * count for _, count in shown],
-                color="#5794f2",
-                marker="s",
-                alpha=0.5,
-            )
-    axis.set_ylim(0, None)
+        if math.isinf(edge):
+            continue
+        now = [points.get(x, 0.0) for x in times]
+        counts.append([max(0.0, high - low) for high, low in zip(now, below, strict=True)])
+        below = now
+        lows.append(edge)
+    if not counts or not times:
+        return
+    dates = [datetime.fromtimestamp(x, tz=UTC) for x in (*times, 2 * times[-1] - times[-2])]
+    axis.pcolormesh(dates, lows, counts, cmap="magma")
+    filled = [edge for edge, line in zip(lows[1:], counts, strict=True) if any(line)]
+    axis.set_ylim(0, 1.2 * max(filled, default=1.0))
 
 
-def main(url: str, seconds: str, target: str) -> None:
-    """Draw the whole dashboard."""
+def main(url: str, seconds: str, target: str, *titles: str) -> None:
+    """Draw the dashboard, or the rows whose titles begin so."""
+    chosen = [row for row in ROWS if not titles or row.title.startswith(titles)]
     until = time.time()
     since = until - float(seconds)
-    heights = [height for row in ROWS for height in (0.32, *(_row_heights(row.panels)))]
-    figure = Figure(figsize=(16, 1.9 * sum(heights)), dpi=80, facecolor=_PAPER)
+    heights = [height for row in chosen for height in (0.32, *(_row_heights(row.panels)))]
+    figure = Figure(figsize=(15, 1.7 * sum(heights) + 0.5), dpi=80, facecolor=_PAPER)
     grid = figure.add_gridspec(
-        len(heights), 24, height_ratios=heights, hspace=0.42, wspace=2.2, left=0.03, right=0.985, top=0.985, bottom=0.02
+        len(heights), 24, height_ratios=heights, hspace=0.35, wspace=2.2, left=0.03, right=0.985, top=0.985, bottom=0.02
     )
     line = 0
-    for row in ROWS:
+    for row in chosen:
         heading = figure.add_subplot(grid[line, :])
         heading.set_axis_off()
         heading.text(0.0, 0.2, row.title, color=_INK, fontsize=12, fontweight="bold", transform=heading.transAxes)
@@ -158,7 +163,7 @@ def _row_heights(panels: tuple[Panel, ...]) -> list[float]:
     for panel in panels:
         if x + panel.width > 24:
             x = 0
-            heights.append(0.55 if panel.kind == "stat" else 1.25)
+            heights.append(0.5 if panel.kind == "stat" else 1.25)
         x += panel.width
     return heights
 

@@ -1,11 +1,16 @@
 """A working daemon, watched by a real Prometheus and Alertmanager; then two faults."""
 
 import importlib.util
+import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, BrowserMissing
 from prometheus_servers import OPS, ServerMissing, Watch
 
 from alertprod.cli.demo_night import EVENTS, TOPICS, DaemonProcess
@@ -28,10 +33,12 @@ class Story:
     late: float = math.nan
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     exemplars: list[dict[str, Any]] = field(default_factory=list)
-    lines: int = 0
     tickets: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     fired_with_a_bad_file: set[str] = field(default_factory=set)
     pages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    status: subprocess.CompletedProcess[str] | None = None
+    report: Path | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
 
 
 def send(bootstrap_servers, *events):
@@ -39,6 +46,11 @@ def send(bootstrap_servers, *events):
         for event in events:
             ready = VisitReady(**event)
             producer.publish([OutgoingMessage(topic=EVENTS, key=ready.key, value=encode_visit_ready(ready))])
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "alertprod", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +99,11 @@ def story(tmp_path_factory, small_night) -> Story:
                 story.tickets = watch.webhook.alerts("AlertprodDeadLetters")
                 story.fired_with_a_bad_file = watch.firing()
 
+                story.status = run("status", "--once", "--config", daemon.config_path)
+                story.report = folder / "report.html"
+                reported = run("report", "--json", "--config", daemon.config_path, "--output", story.report)
+                assert reported.returncode == 0, reported.stderr
+                story.numbers = json.loads(reported.stdout)
                 daemon.stop()
                 watch.wait_until(lambda: watch.webhook.alerts("AlertprodDown"), timeout_s=60.0)
                 story.pages = watch.webhook.alerts("AlertprodDown")
@@ -126,3 +143,38 @@ def test_a_daemon_that_is_gone_pages(story):
     (path, alert), *_ = story.pages
     assert path == "/page"
     assert alert["labels"]["job"] == "alertprod"
+
+
+def test_status_says_what_is_wrong(story):
+    assert story.status.returncode == 0, story.status.stderr  # ready, whatever failed
+    assert "1 of the last exposures failed: corrupt_image" in story.status.stdout
+    assert "published" in story.status.stdout
+
+
+def test_the_report_knows_the_night(story):
+    assert story.numbers["outcomes"] == {"published": 6, "dead_lettered": 1}
+    assert story.numbers["alerts"] > 10
+    assert len(story.numbers["best"]) == 10
+    assert story.numbers["remarks"] == []
+
+
+def test_a_browser_shows_the_report_without_asking_for_anything(story, tmp_path):
+    try:
+        browser = Browser(tmp_path / "browser")
+    except BrowserMissing as missing:
+        pytest.skip(str(missing))
+    with browser:
+        for dark in (False, True):
+            browser.open(story.report, dark=dark)
+            assert browser.requests() == [story.report.resolve().as_uri()]
+            assert browser.complaints() == []
+        pictures = browser.run("[...document.images].map(each => each.complete && each.naturalWidth)")
+        assert len(pictures) == 6  # outcomes, latency, stages, quality, triplets, light curves
+        assert all(width > 400 for width in pictures)
+        assert browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+        text = browser.run("document.body.innerText")
+        assert "dead_lettered: corrupt_image" in text
+        assert "truncated.fits" in text  # why, by the dead letter
+        assert browser.run("document.querySelectorAll('details tbody tr').length") == 7
+        browser.save_picture(tmp_path / "report.png")
+        assert (tmp_path / "report.png").stat().st_size > 100_000
