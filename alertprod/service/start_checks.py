@@ -98,7 +98,7 @@ def check_topics(config: DaemonConfig, describe: Callable[[list[str]], BrokerFac
     kept_s = facts.topics[topics.visit_ready].retention_s
     if kept_s is not None and 0 <= kept_s < config.limits.max_event_age_s:
         problem = f"{topics.visit_ready} keeps events for {kept_s:g} s only, less than limits.max_event_age_s"
-        yield Finding("topics", f"{problem}: what waits longer is lost")
+        yield Finding("topics", f"{problem}: what waits longer is lost", "remark")
     lanes, wanted = facts.topics[topics.visit_ready].n_partitions, LANES_PER_WORKER * config.workers.count
     if 0 < lanes < wanted:
         problem = f"{topics.visit_ready} has {lanes} partitions, {config.workers.count} workers can use {wanted}"
