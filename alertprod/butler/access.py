@@ -35,8 +35,8 @@ _STORAGE_CLASSES: Sequence[tuple[type, str]] = (
 )
 """How each kind of object is kept."""
 
-_EXPOSURES_OF_RUBIN = "Exposure"
-"""What the names of the storage classes of its exposures begin with: Exposure, ExposureF, ExposureI…"""
+_EXPOSURES_OF_RUBIN = frozenset({"Exposure", "ExposureF", "ExposureI", "ExposureU"})
+"""Its storage classes of exposures, each one FITS file."""
 
 
 class ButlerAccess:
@@ -134,7 +134,7 @@ class ButlerAccess:
         """
         name = format_ref(ref)
         with self._translated(name):
-            if ref.datasetType.storageClass_name.startswith(_EXPOSURES_OF_RUBIN):
+            if ref.datasetType.storageClass_name in _EXPOSURES_OF_RUBIN:
                 found: Any = ImageStore().load(self._locate(ref), profile)
             else:
                 found = self.butler.get(ref)

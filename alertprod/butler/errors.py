@@ -75,10 +75,9 @@ def translated_errors(dataset: str, *, repository: str = "butler", collection: s
         raise DatasetMismatch(dataset, first_line(error)) from error
     except sqlalchemy.exc.OperationalError as error:
         raise StoreUnavailable(f"{repository}: {first_line(error.orig or error)}") from error
-    except OSError as error:
+    except OSError:
         with translated_file_errors(dataset):
             raise
-        raise AssertionError from error  # not reached: the line above raises
     except ButlerUserError as error:
         raise DatasetMismatch(dataset, first_line(error)) from error
     except (ValueError, TypeError, RuntimeError) as error:

@@ -7,6 +7,7 @@ pytest.importorskip(
 )
 
 import sqlite3
+import threading
 from contextlib import closing
 from dataclasses import replace
 
@@ -21,13 +22,14 @@ from alertprod.butler.images import ButlerImages, format_uri
 from alertprod.config import ButlerConfig, DaemonConfig, InstrumentConfig, StoreConfig
 from alertprod.errors import ConfigError, DatasetMismatch, ImageNotYetAvailable, NoTemplateCoverage
 from alertprod.factory import WorkerPipeline, check_start
+from alertprod.factory import _create_prefetch as create_prefetch
 from alertprod.service.work import WorkOrder
 from alertprod.store.database import Database
 from alertprod.store.files import is_allowed
 from alertprod.store.images import ImageStore
 from alertprod.store.ledger import Claimed, EventPosition, ExposureKey, Ledger
 from alertprod.store.sky import compute_footprint
-from alertprod.stream.messages import VisitReady
+from alertprod.stream.messages import NextVisit, VisitReady
 
 RUN = "alertprod/differences"
 DATA_ID = {"instrument": INSTRUMENT, "visit": 1, "detector": DETECTOR}
@@ -188,6 +190,20 @@ def test_alerts_go_out_without_a_difference_that_cannot_be_kept(fresh, tmp_path,
     assert result.outcome == "stored"
     assert result.outbox.n_messages == len(TRANSIENTS)
     assert result.counts["difference_not_kept"] == 1
+
+
+def test_an_announced_visit_brings_its_patches_into_the_cache(made, tmp_path):
+    config = configure(made, tmp_path, difference_run=None)
+    config = config.model_copy(update={"instruments": {INSTRUMENT: InstrumentConfig(field_radius_deg=0.02)}})
+    Database(config.store.open_url()).upgrade()
+    prefetch = create_prefetch(config)
+    visit = NextVisit(
+        instrument=INSTRUMENT, visit=9, band="r", ra_deg=150.0, dec_deg=2.0, shutter_opens_at_mjd_tai=61003.0
+    )
+    thread = threading.Thread(target=prefetch, args=(visit,))  # the daemon announces from another than it starts in
+    thread.start()
+    thread.join()
+    assert len(list((tmp_path / "cache").glob("*.tile"))) == 2
 
 
 def test_no_patch_under_an_exposure_is_nothing_to_do(fresh, tmp_path):

@@ -8,16 +8,20 @@ pytest.importorskip(
 
 import pickle
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from astropy.table import Table
 from butler_repository import DETECTOR, INPUTS, INSTRUMENT, SHAPE, SKYMAP, WCS
 from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType, FileDataset
 from lsst.pex.config import Config, Field
 from made_skies import TRANSIENTS
 
-from alertprod.butler import _lock_wait
+from alertprod.butler import EXPOSURE, _lock_wait
 from alertprod.butler.access import ButlerAccess
 from alertprod.butler.repository import ButlerRepository
 from alertprod.errors import (
@@ -168,6 +172,14 @@ def test_the_command_line_runs_on_it(fresh, capsys):
     assert "DatasetExists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_exposures_run_side_by_side_on_it(fresh):
+    made = fresh()
+    ImageDifferenceTask.parseAndRun([f"butler:{name(made)}", "--output", RUN, "--id", "visit=1..2", "-j", "2"])
+    refs = ButlerRepository.open(name(made), output=RUN).subset("deepDiff_diaSrc", [{}])
+    assert [ref.dataId["visit"] for ref in refs] == [1, 2]
+
+
 def test_an_exposure_that_rubins_stack_wrote_is_read_from_its_file(fresh, tmp_path):
     made = fresh()
     path = tmp_path / "calexp.fits"
@@ -298,3 +310,21 @@ def test_a_folder_that_is_no_repository_is_named(tmp_path):
 def test_a_repository_that_is_only_read_takes_nothing(repository):
     with pytest.raises(ConfigError, match="no collection is named to put"):
         repository.put({}, "numbers")
+
+
+@pytest.mark.slow
+def test_files_come_in_with_the_middlewares_own_commands(fresh, tmp_path):
+    made = fresh()
+    path = tmp_path / "calexp.fits"
+    save_exposure(replace(made.pairs[1].science, wcs=WCS), path)
+    table = Table({"filename": [str(path)], **{key: [value] for key, value in DATA_ID.items()}})
+    table.write(tmp_path / "files.ecsv")
+    butler = [str(Path(sys.executable).parent / "butler")]
+    register = ["register-dataset-type", made.root, "other_calexp", EXPOSURE, "instrument", "visit", "detector"]
+    ingest = ["ingest-files", made.root, "other_calexp", "ingested", tmp_path / "files.ecsv"]
+    ingest += ["--formatter", "alertprod.butler.formatters.ExposureFormatter", "--transfer", "copy"]
+    for command in (register, ingest):
+        done = subprocess.run(butler + [str(word) for word in command], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    found = ButlerRepository.open(f"{made.root}?collections=ingested").get("other_calexp", DATA_ID)
+    np.testing.assert_array_equal(found.image, made.pairs[1].science.image)
