@@ -12,9 +12,11 @@ from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.masked_image import MaskedImage
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.images.profile import NATIVE_PROFILE, PROFILES_DIRECTORY
+from alertprod.measurement.catalog import Catalog
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.sim.night import Night, NightConfig
 from alertprod.sim.scene import SceneConfig
+from alertprod.tasks.reference_loader import REFERENCE_COLUMNS
 
 NOISE = 5.0
 """Of a sky pixel of the Gaussian pair's science image."""
@@ -34,6 +36,22 @@ class Pair:
     star_x: np.ndarray
     star_y: np.ndarray
     star_flux: np.ndarray
+
+
+class PairReference:
+    """A reference catalogue of every star of a pair, blue ones left of red ones."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+
+    def load_circle(self, **circle: float) -> Catalog:
+        assert circle["radius_arcsec"] > 0.3 * SHAPE[0] / 2
+        pair = self._pair
+        objects = Catalog(REFERENCE_COLUMNS, len(pair.star_x))
+        objects["reference_id"] = np.arange(1, objects.n_rows + 1)
+        objects["ra_deg"], objects["dec_deg"] = pair.science.wcs.pixel_to_sky(x=pair.star_x, y=pair.star_y)
+        objects["g_minus_r"] = np.interp(pair.star_x, [0.0, SHAPE[1]], [-0.5, 2.0])
+        return objects
 
 
 def make_pair(

@@ -224,7 +224,7 @@ class ImageDifferenceTask(CmdLineTask):
                 raise TaskError("a subtractedExposure is given, and doSubtract is on: one of them is too much")
             made = self._subtract(exposure, templateExposure, selectSources, templateSources)
         else:
-            made = _adopt(exposure, templateExposure, subtractedExposure, selectSources)
+            made = self._adopt(exposure, templateExposure, subtractedExposure, selectSources)
         check_difference(made.difference)
         diaSources = self._detect(made, idFactory or IdFactory(0, 1)) if self.config.doDetection else None
         kernelCandidates = judge_kernel(self, made, diaSources) if self.config.doAddMetrics else None
@@ -276,6 +276,26 @@ class ImageDifferenceTask(CmdLineTask):
             if coverage >= expected or self.config.requiredTemplateFraction == 0:
                 raise
             raise NoTemplateCoverage(coverage, expected) from error
+
+    def _adopt(
+        self,
+        science: Exposure,
+        template: Exposure | None,
+        difference: Exposure | None,
+        selectSources: Catalog | None,
+    ) -> Subtraction:
+        """Take a difference that was made before."""
+        if difference is None:
+            raise TaskError("without doSubtract run needs a subtractedExposure")
+        if difference.psf is None:
+            raise TaskError("the subtractedExposure has no psf")
+        if difference.shape != science.shape:
+            raise ExposureMismatch("shape of the subtractedExposure", science.shape, difference.shape)
+        if template is not None:
+            check_pair(science, template)
+            template = self._excludeImplausible("template", template)
+        difference = self._excludeImplausible("difference", difference).copy()
+        return Subtraction(science=science, template=template, difference=difference, select_sources=selectSources)
 
     def _excludeImplausible(self, which: str, exposure: Exposure) -> Exposure:
         exposure, n_pixels = exclude_implausible(which, exposure)
@@ -560,22 +580,12 @@ class ImageDifferenceTask(CmdLineTask):
         return self._getDatasetName("metadata")
 
 
-def _adopt(
-    science: Exposure, template: Exposure | None, difference: Exposure | None, select_sources: Catalog | None
-) -> Subtraction:
-    """Take a difference that was made before."""
-    if difference is None:
-        raise TaskError("without doSubtract run needs a subtractedExposure")
-    if difference.psf is None:
-        raise TaskError("the subtractedExposure has no psf")
-    if difference.shape != science.shape:
-        raise ExposureMismatch("shape of the subtractedExposure", science.shape, difference.shape)
-    return Subtraction(science=science, template=template, difference=difference.copy(), select_sources=select_sources)
-
-
 def _add_background(exposure: Exposure, background: Exposure | None) -> Exposure:
     if background is None:
         raise TaskError("doAddCalexpBackground needs a calexpBackgroundExposure")
+    if background.shape != exposure.shape:
+        raise ExposureMismatch("shape of the calexpBackgroundExposure", exposure.shape, background.shape)
     exposure = exposure.copy()
-    exposure.masked_image.image += background.image
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite has no data then
+        exposure.masked_image.image += background.image
     return exposure

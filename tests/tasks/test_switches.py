@@ -5,17 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_skies import NOISE, SHAPE, TRANSIENTS, make_pair
+from made_skies import NOISE, SHAPE, TRANSIENTS, PairReference, make_pair
 
 from alertprod.errors import ExposureMismatch, TaskError
 from alertprod.images.ap_corr import ApertureCorrection, ChebyshevField
 from alertprod.images.mask import plane_bits
-from alertprod.measurement.catalog import Catalog
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.tasks import ImageDifferenceTask
 from alertprod.tasks.astrometry import LoadReferenceObjectsConfig
 from alertprod.tasks.config_fields import apply_overrides
-from alertprod.tasks.reference_loader import REFERENCE_COLUMNS
 from alertprod.tasks.sources import make_source_catalog
 
 ZOGY = {"subtract.name": "zogy", "doDecorrelation": False}
@@ -145,26 +143,10 @@ def test_colours_and_variables_extend_the_control_sample(pair):
     assert counts[False][1] == 0 < counts[True][1]
 
 
-class Loader:
-    """A reference catalogue of every star of the pair."""
-
-    def __init__(self, pair):
-        self._pair = pair
-
-    def load_circle(self, **circle):
-        assert circle["radius_arcsec"] > 0.3 * SHAPE[0] / 2
-        objects = Catalog(REFERENCE_COLUMNS, len(self._pair.star_x))
-        objects["reference_id"] = np.arange(1, objects.n_rows + 1)
-        objects["ra_deg"], objects["dec_deg"] = self._pair.science.wcs.pixel_to_sky(
-            x=self._pair.star_x, y=self._pair.star_y
-        )
-        return objects
-
-
 def test_kernel_sources_from_the_reference_catalogue(pair):
     config = ImageDifferenceTask.ConfigClass()
     config.doSelectSources = config.kernelSourcesFromRef = True
-    made = ImageDifferenceTask(config, refObjLoader=Loader(pair))
+    made = ImageDifferenceTask(config, refObjLoader=PairReference(pair))
     assert_the_changes_are_found(run(made, pair).diaSources, pair)
     assert made.astrometer.metadata["nReference"] == len(pair.star_x)
 
@@ -230,7 +212,7 @@ def test_sky_sources_are_measured_beside_the_others(pair, stars):
 def test_match_sources(pair):
     config = ImageDifferenceTask.ConfigClass()
     config.doMatchSources = True
-    made = ImageDifferenceTask(config, refObjLoader=Loader(pair))
+    made = ImageDifferenceTask(config, refObjLoader=PairReference(pair))
     x, y = np.array([TRANSIENTS[0][0] + 0.6, 20.0]), np.array([TRANSIENTS[0][1], 20.0])
     near = make_source_catalog(x=x, y=y, flux=np.array([1.0, 2.0]), source_id=np.array([71, 72]))
     detected = make_task(doSubtract=False, doMatchSources=True)
@@ -357,6 +339,11 @@ def test_a_given_difference_must_fit(pair, result):
         planes.image[:100], planes.mask[:100], planes.variance[:100]))  # fmt: skip
     with pytest.raises(ExposureMismatch, match="shape of the subtractedExposure"):
         run(made, pair, subtractedExposure=small)
+    elsewhere = replace(pair.template, wcs=pair.template.wcs.shifted(dx=3.0, dy=0.0))
+    with pytest.raises(ExposureMismatch, match="wcs: .*pixels up to 3 pixels off"):
+        made.run(exposure=pair.science, templateExposure=elsewhere, subtractedExposure=result.subtractedExposure)
+    with pytest.raises(ExposureMismatch, match="shape of the calexpBackgroundExposure"):
+        run(make_task(doAddCalexpBackground=True), pair, calexpBackgroundExposure=small)
 
 
 def test_a_template_on_another_grid_is_warped(pair, stars, result):
