@@ -173,12 +173,15 @@ def show(
         from alertprod.view.light_curves import save_light_curves
 
         err.print(f"{light_curves}: {save_light_curves(packets, light_curves, max_objects=most)} objects", markup=False)
+    is_drawn = not (png is triplets is light_curves is None)
     if as_json:
         for packet in packets:
             print_json(_without_bytes(packet))
+    elif is_drawn:
+        return
     elif alert_id is not None or len(packets) == 1:
         _print_one(packets[0], whole=whole, draw=out.is_terminal if draw is None else draw)
-    elif png is triplets is light_curves is None:
+    else:
         from alertprod.view.tables import make_alerts_table
 
         out.print(make_alerts_table(packets[:most]))

@@ -1,6 +1,7 @@
 """``alertprod replay``: published alerts once more, on a topic of their own."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,8 +32,9 @@ def replay(
 ) -> None:
     """Publish stored alerts again: the same keys and bytes, a header that says so, Kafka's time of now.
 
-    Only what was published before, in the order of the exposures. The topics that are in use are refused. Exit status 1
-    where something that was asked for is not kept any more.
+    Only what was published before, in the order of the exposures. The topics that are in use are refused.
+
+    Exit status 0 where all was sent, 1 where something that was asked for is not kept any more.
     """
     from alertprod.errors import PartialWriteError, StoreUnavailable
     from alertprod.store.database import Database
@@ -60,16 +62,17 @@ def replay(
         database.close()
     n_alerts = n_failed = 0
     with (
-        AlertProducer(loaded.kafka.bootstrap_servers, options=loaded.kafka.client_options()) as producer,
+        nullcontext()
+        if dry_run
+        else AlertProducer(loaded.kafka.bootstrap_servers, options=loaded.kafka.client_options()) as producer,
         progress_bar() as progress,
     ):
         task = progress.add_task("exposures", total=len(rows))
         for row in rows:
             progress.advance(task)
             try:
-                n = row.n_alerts or 0
-                if not dry_run:
-                    n = len(producer.publish(_messages(row, topic)).acked_at)
+                messages = _messages(row, topic)
+                n = sum(1 for _ in messages) if producer is None else len(producer.publish(messages).acked_at)
             except (PartialWriteError, StoreUnavailable) as error:
                 n_failed += 1
                 err.print(f"{row.key}: {error}", markup=False, style="red")

@@ -55,13 +55,18 @@ def list_facts(packet: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, field, unit in _FLUXES:
         value, error = source[field], source.get(f"{field}Err")
         if value is not None:
-            yield name, f"{value:,.4g}{'' if error is None else f' ± {error:,.3g}'} {unit}"
+            yield name, f"{_number(value)}{'' if error is None else f' ± {_number(error)}'} {unit}"
     if source["reliability"] is not None:
         yield "reliability", f"{source['reliability']:.3f} ({source['reliabilityVersion'] or 'of nobody'})"
     raised = [name for name, value in source.items() if value is True and name not in _NOT_FLAGS]
     yield "flags", ", ".join(raised) or "none"
     if source["isDipole"]:
         yield "kind", "dipole"
+
+
+def _number(value: float) -> str:
+    """Return four digits, or all before the point where there are more."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def make_facts_table(packet: Mapping[str, Any]) -> Table:
