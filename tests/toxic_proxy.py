@@ -43,8 +43,12 @@ class ToxicProxy:
         while not self._closing.is_set():
             try:
                 client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
                 server = socket.create_connection(("127.0.0.1", self.target), timeout=5.0)
             except OSError:
+                client.close()
                 continue
             server.settimeout(None)
             with self._lock:
@@ -73,7 +77,7 @@ class ToxicProxy:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for end in pair:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # closed by its other half
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     end.shutdown(socket.SHUT_RDWR)
-                    end.close()
+                end.close()
