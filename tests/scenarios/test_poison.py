@@ -52,7 +52,8 @@ def test_two_hundred_spoilt_files_are_each_an_exposure_or_corrupt_within_bounds(
 @pytest.mark.slow
 @pytest.mark.kafka
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("n_files", [24, pytest.param(N_FILES, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("n_files", [24, N_FILES])
 def test_spoilt_files_end_as_what_they_are_and_the_good_ones_between_are_published(
     tmp_path, kafka_broker, small_night, n_files
 ):

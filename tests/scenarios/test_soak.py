@@ -20,7 +20,7 @@ PLOT = Path(__file__).resolve().parents[2] / ".cache" / "soak.png"
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("n_exposures", [16, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("n_exposures", [10, pytest.param(1000, marks=pytest.mark.faults)])
 def test_memory_files_and_threads_are_flat_over_many_exposures(tmp_path, kafka_broker, small_night, n_exposures):
     night = small_night
     site = make_observatory(
@@ -63,7 +63,10 @@ def test_memory_files_and_threads_are_flat_over_many_exposures(tmp_path, kafka_b
     slopes = [np.polyfit(settled[:, 0], settled[:, column], 1)[0] * len(settled) for column in (1, 2)]
     draw(table)
     report(
-        "exposures of 512² in a row", tries=n_exposures, verdict=Verdict(), drift_bytes=[round(slope) for slope in slopes]
+        "exposures of 512² in a row",
+        tries=n_exposures,
+        verdict=Verdict(),
+        drift_bytes=[round(slope) for slope in slopes],
     )
     if n_exposures > 2 * WARM_EXPOSURES:
         assert max(slopes) < MAX_DRIFT_BYTES, slopes
