@@ -338,6 +338,7 @@ class Metrics:
         now_unix_s: float,
         ack_unix_s: Iterable[float],
         exposure: Mapping[str, str] | None = None,
+        is_replay: bool = False,
     ) -> None:
         """Record that an exposure with its alerts was acknowledged.
 
@@ -349,15 +350,20 @@ class Metrics:
             The same for each alert: the transaction's commit, or the alert's delivery report.
         exposure
             Visit and detector: the exemplar of the latency's bucket, by which a slow exposure is found from a graph.
+        is_replay
+            Sent again on purpose, however long ago its shutter closed: counted, but its latency says nothing. Where it
+            had failed before, that failure was counted.
         """
         labels = self._exposure_labels(instrument, band)
         n_alerts = 0
         per_alert = self._shutter_to_ack.labels(*labels)
         for acked in ack_unix_s:
             n_alerts += 1
-            self._observe_latency(per_alert, acked - shutter_close_unix_s)
+            if not is_replay:
+                self._observe_latency(per_alert, acked - shutter_close_unix_s)
         per_exposure = self._shutter_to_published.labels(*labels)
-        self._observe_latency(per_exposure, now_unix_s - shutter_close_unix_s, exposure)
+        if not is_replay:
+            self._observe_latency(per_exposure, now_unix_s - shutter_close_unix_s, exposure)
         self._alerts.labels(labels[0], "acked").inc(n_alerts)
         self._last_success.labels(labels[0]).set(now_unix_s)
 

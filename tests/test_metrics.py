@@ -174,7 +174,7 @@ def test_a_slow_exposure_is_named_where_the_scraper_understands_it(metrics):
     assert 'detector="3"' in line
     text, content_type = metrics.render("text/plain")
     assert content_type.startswith("text/plain")
-    assert b'visit=' not in text  # never a label
+    assert b"visit=" not in text  # never a label
 
 
 def test_latencies_of_each_band_begin_at_zero(metrics):
@@ -204,3 +204,14 @@ def test_rendered_text_is_read_back(metrics):
     metrics.consumer_lag.set(4)
 
     assert parse_metrics(metrics.render()[0].decode())["alertprod_consumer_lag"] == [({}, 4.0)]
+
+
+def test_what_is_sent_again_on_purpose_is_counted_and_its_latency_is_not(metrics):
+    metrics.observe_published(
+        "Camera", "r", shutter_close_unix_s=0.0, now_unix_s=9e6, ack_unix_s=[9e6, 9e6], is_replay=True
+    )
+
+    labels = {"instrument": "Camera", "band": "r"}
+    assert sample(metrics, "alerts_total", instrument="Camera", outcome="acked") == 2
+    assert sample(metrics, "shutter_to_ack_seconds_count", **labels) == 0
+    assert sample(metrics, "shutter_to_published_seconds_count", **labels) == 0

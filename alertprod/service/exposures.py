@@ -356,7 +356,7 @@ class Exposures:
         assert publication is not None
         acked_unix_s = receipt.acked_at[-1] if receipt.acked_at else self._clock.unix_s()
         self._metrics.observe_stages({"publish": seconds})
-        latency_s = self._observe_publication(publication, receipt, acked_unix_s)
+        latency_s = self._observe_publication(job, publication, receipt, acked_unix_s)
         self._recent.add(publication, latency_s=latency_s, at_unix_s=acked_unix_s)
         log_of(job).info(
             publication.kind, n_alerts=publication.n_alerts, latency_s=latency_s, reason=publication.reason or None
@@ -367,7 +367,9 @@ class Exposures:
         self._clerk.submit(self._on_settled, partial(steps.settle, self._ledger, publication))
         self._lanes.end(job)
 
-    def _observe_publication(self, publication: Publication, receipt: Receipt, acked_unix_s: float) -> float | None:
+    def _observe_publication(
+        self, job: Job, publication: Publication, receipt: Receipt, acked_unix_s: float
+    ) -> float | None:
         """Count what was published; return its latency in seconds where it has alerts to be late with."""
         if publication.kind == "dead_lettered":
             self._metrics.count_dead_letter(publication.reason)
@@ -386,6 +388,7 @@ class Exposures:
             now_unix_s=acked_unix_s,
             ack_unix_s=receipt.acked_at[: publication.n_alerts],
             exposure={"visit": str(publication.key.visit), "detector": str(publication.key.detector)},
+            is_replay=job.is_reopening or (job.event is not None and job.event.replay),
         )
         return round(acked_unix_s - publication.shutter_close_unix_s, 3)
 

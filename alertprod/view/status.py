@@ -20,6 +20,9 @@ Samples = Mapping[str, Sequence[tuple[Mapping[str, str], float]]]
 OBJECTIVE_S: Final = 60.0
 """Alerts are late after this."""
 
+_LONG_S: Final = 1e4
+"""Beyond it seconds are days, of an archive that is sent again."""
+
 _STATE_STYLES: Final = {"working": "bold green", "idle": "green", "starting": "yellow", "wedged": "bold white on red"}
 OUTCOME_STYLES: Final = {
     "published": "green",
@@ -177,7 +180,10 @@ def _make_last(exposures: Sequence[Mapping[str, Any]]) -> Table:
         latency, outcome = each["latency_s"], each["outcome"]
         stages = {name: seconds for name, seconds in each["stage_seconds"].items() if name != "compute"}
         longest = max(stages, key=lambda name: stages[name], default=None)
-        late = Text("-" if latency is None else f"{latency:.1f}", "red" if (latency or 0.0) > OBJECTIVE_S else "")
+        late = Text(
+            "-" if latency is None else _seconds(latency).removesuffix(" s"),
+            "red" if (latency or 0.0) > OBJECTIVE_S else "",
+        )
         result = Text(outcome, OUTCOME_STYLES.get(outcome, ""))
         if each["reason"]:
             result.append(f" {each['reason']}", "dim")
@@ -204,7 +210,9 @@ def _quantile(values: Sequence[float], q: float) -> float | None:
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} s"
+    if value is None:
+        return "-"
+    return f"{value:.1f} s" if value < _LONG_S else _age(value)
 
 
 def _age(seconds: float) -> str:

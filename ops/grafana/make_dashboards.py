@@ -59,7 +59,7 @@ def _median(metric: str) -> Query:
     return Query(_quantile(0.5, metric, "instrument, band", window="10m"), "{{instrument}} {{band}}")
 
 
-_FINISHED = f'{_I}, outcome=~"published|dead_lettered|expired"'
+_FAILED = f'{_I}, outcome=~"dead_lettered|expired"'
 
 ROWS = (
     Row(
@@ -81,7 +81,8 @@ ROWS = (
                 (
                     Query(
                         f'sum(increase(alertprod_shutter_to_published_seconds_bucket{{{_I}, le="60.0"}}[$__range]))'
-                        f" / sum(increase(alertprod_exposures_total{{{_FINISHED}}}[$__range]))"
+                        f" / (sum(increase(alertprod_shutter_to_published_seconds_count{{{_I}}}[$__range]))"
+                        f" + sum(increase(alertprod_exposures_total{{{_FAILED}}}[$__range])))"
                     ),
                 ),
                 "Of all exposures that came to an end, those given up among them; those without templates are left out.",
