@@ -76,7 +76,7 @@ class SceneParameters:
 REGIMES: dict[str, SceneParameters] = {
     "ordinary": SceneParameters(),
     "crowded": SceneParameters(n_stars=40_000),
-    "sparse": SceneParameters(n_stars=30, n_saturated=0),
+    "sparse": SceneParameters(n_stars=30, n_saturated=0, n_variables=2, n_proper_motion=2),
     "sharper_science": SceneParameters(
         science=Optics(fwhm=3.4), template=Optics(fwhm=4.0, e1=-0.01, e2=0.02, defocus=-0.3)
     ),
