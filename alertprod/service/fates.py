@@ -116,9 +116,8 @@ class Fates:
         if not isinstance(error, TransientError | PartialWriteError):
             return False
         limits, now = self._config.limits, self._clock.unix_s()
-        since = job.received_unix_s
-        if job.claim is not None and job.claim.first_claimed_unix_s is not None:
-            since = min(since, job.claim.first_claimed_unix_s)  # by an earlier daemon, perhaps
+        since = None if job.claim is None else job.claim.first_claimed_unix_s  # by an earlier daemon, perhaps
+        since = job.received_unix_s if since is None else since
         if isinstance(error, ImageNotYetAvailable) and now - since > limits.image_wait_s:
             return False
         is_replay = job.publication is not None and job.publication.kind == "replayed"  # its file went by age, no doubt
