@@ -223,8 +223,9 @@ def test_every_exposure_is_counted_once_by_its_outcome(night):
     assert night.bench.sample("exposures_expected_total", instrument="Camera") == 19
     assert night.bench.sample("alerts_total", instrument="Camera", outcome="acked") == 11 * N_ALERTS
     labels = {"instrument": "Camera", "band": "r"}
-    assert night.bench.sample("shutter_to_ack_seconds_count", **labels) == 11 * N_ALERTS
-    assert night.bench.sample("shutter_to_published_seconds_count", **labels) == 11
+    # 16 and 25 were sent again on purpose: their latency says nothing.
+    assert night.bench.sample("shutter_to_ack_seconds_count", **labels) == (11 - 2) * N_ALERTS
+    assert night.bench.sample("shutter_to_published_seconds_count", **labels) == 11 - 2
     assert night.bench.sample("retries_total", reason="broker_unavailable") == 2
     assert night.bench.sample("template_cache_misses_total") == 2 * 10  # the one of visit 33 died with its worker
 
