@@ -22,8 +22,11 @@ _PLAUSIBLE_SUM = 2.0
 """A star's own kernel takes part in the components where its sum is within this factor of the median star's: what is
 divided by a sum near zero is not a shape."""
 
-_STARS_PER_TERM = 5
-"""Stars for each spatial term of an order that the kernel's variation is raised to."""
+_STARS_PER_TERM = 2
+"""Stars for each spatial term at the least."""
+
+_STARS_FOR_ORDER = 250
+"""Stars that decide the order, up to twice as many: enough to see what matters, and quick."""
 
 _ODD_RMS = 3.0
 """Stars whose residuals are this many times the median star's do not decide the order."""
@@ -74,7 +77,6 @@ class KernelClipping:
         self.degrees: tuple[int, ...] | None = None
         self._kept: BoolArray | None = None
         self._forgotten: list[tuple[IntArray, dict[str, FloatArray]]] = []
-        self._raised_order = 0
         self._require(len(first))
         # Of the stars in use, in the whole basis.
         self._built = self._build(first)
@@ -99,7 +101,7 @@ class KernelClipping:
 
     def measure(self, solution: SpatialSolution, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
         """Return mean and rms of the used stars' residuals, in units of the noise."""
-        kernel_terms, background_terms = self._terms(orders)
+        kernel_terms, background_terms = self._terms(self.equations, orders)
         return self.equations.measure_residuals(solution.evaluate(kernel_terms, background_terms))
 
     def own_results(self) -> list[tuple[IntArray, dict[str, FloatArray]]]:
@@ -228,17 +230,17 @@ class KernelClipping:
             raise InsufficientKernelSources(n, self._config.min_kernel_sources)
 
     def _orders(self) -> tuple[int, int]:
-        """Lower the orders where stars are few: half as many terms as stars."""
+        """Return the orders that are asked for, lowered where stars are few: half as many terms as stars."""
         n = len(self.equations)
-        kernel, background = max(self._config.spatial_kernel_order, self._raised_order), self._config.spatial_bg_order
-        while kernel > 0 and 2 * count_terms(kernel) > n:
+        kernel, background = self._config.spatial_kernel_order, self._config.spatial_bg_order
+        while kernel > 0 and _STARS_PER_TERM * count_terms(kernel) > n:
             kernel -= 1
-        while background > 0 and 2 * count_terms(background) > n:
+        while background > 0 and _STARS_PER_TERM * count_terms(background) > n:
             background -= 1
         return kernel, background
 
-    def _terms(self, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-        x, y = self.equations.x, self.equations.y
+    def _terms(self, equations: StampEquations, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
+        x, y = equations.x, equations.y
         model = self._config.spatial_model_type
         kernel_terms = spatial_terms(orders[0], self._box, x=x, y=y, model=model)
         if not self._config.fit_for_background:
@@ -247,26 +249,15 @@ class KernelClipping:
         return kernel_terms, local_background_terms(orders[1], self._box, x=x, y=y, side=side, model=model)
 
     def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
-        """Solve for the spatial kernel, of the lowest order from the configured one that the next does not beat."""
         orders = self._orders()
-        solution = self._solve_at(orders)
-        n_stars = len(self.equations)
-        while (
-            orders[0] < self._config.max_spatial_kernel_order
-            and _STARS_PER_TERM * count_terms(orders[0] + 1) <= n_stars
-        ):
-            higher = orders[0] + 1, orders[1]
-            further = self._solve_at(higher)
-            if not self._is_better(further, higher, than=solution, orders=orders):
-                break
-            solution, orders = further, higher
-            self._raised_order = orders[0]
-        return solution, orders
+        if self._config.max_spatial_kernel_order > 0:
+            orders = self._choose_order(orders[1]), orders[1]
+        return self._solve_at(self.equations, orders), orders
 
-    def _solve_at(self, orders: tuple[int, int]) -> SpatialSolution:
-        kernel_terms, background_terms = self._terms(orders)
+    def _solve_at(self, equations: StampEquations, orders: tuple[int, int]) -> SpatialSolution:
+        kernel_terms, background_terms = self._terms(equations, orders)
         return solve_spatial(
-            self.equations,
+            equations,
             kernel_terms,
             background_terms,
             basis=self.basis,
@@ -275,21 +266,34 @@ class KernelClipping:
             use_prior=self._config.use_prior,
         )
 
-    def _is_better(
-        self,
-        higher: SpatialSolution,
-        higher_orders: tuple[int, int],
-        *,
-        than: SpatialSolution,
-        orders: tuple[int, int],
-    ) -> bool:
-        """Compare by the Bayesian information criterion (Schwarz 1978), the noise's scale unknown."""
-        before, after = self.measure(than, orders)[1], self.measure(higher, higher_orders)[1]
-        # A variable star tells nothing about the kernel's variation.
-        typical = before <= _ODD_RMS * np.median(before)
-        n_pixels = self.equations.n_tested[typical]
-        chi2_before = float((n_pixels * before[typical] ** 2).sum())
-        chi2_after = float((n_pixels * after[typical] ** 2).sum())
-        n = float(n_pixels.sum())
-        n_further = (len(self.basis) - 1) * (count_terms(higher_orders[0]) - count_terms(orders[0]))
-        return n * np.log(chi2_before / chi2_after) > n_further * np.log(n)
+    def _choose_order(self, background_order: int) -> int:
+        """Return the order of the kernel that does best on stars it was not fitted to.
+
+        Notes
+        -----
+        Every order is tried: a PSF that widens towards the corners is no better followed by a plane than by a constant.
+        """
+        highest = max(self._config.spatial_kernel_order, self._config.max_spatial_kernel_order)
+        # Half of the stars must bear it.
+        n = len(self.equations)
+        orders = [p for p in range(highest + 1) if p == 0 or 2 * _STARS_PER_TERM * count_terms(p) <= n]
+        return min(orders, key=lambda order: self._cross_validate((order, background_order)))
+
+    def _cross_validate(self, orders: tuple[int, int]) -> float:
+        """Return the mean squared residual of either half of the stars about the kernel of the other half.
+
+        Notes
+        -----
+        In units of the noise, clipped at `_ODD_RMS` times the median star's: a variable star tells nothing about how
+        the kernel varies.
+        """
+        n = len(self.equations)
+        equations = self.equations.select(np.arange(n) % max(1, n // _STARS_FOR_ORDER) == 0)
+        halves = np.arange(len(equations)) % 2 == 0
+        squares = []
+        for fitted in (halves, ~halves):
+            solution = self._solve_at(equations.select(fitted), orders)
+            others = equations.select(~fitted)
+            squares.append(others.measure_residuals(solution.evaluate(*self._terms(others, orders)))[1] ** 2)
+        residuals = np.concatenate(squares)
+        return float(np.minimum(residuals, _ODD_RMS**2 * np.median(residuals)).mean())

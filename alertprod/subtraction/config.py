@@ -55,9 +55,9 @@ class MatchConfig:
     bare match's 2)."""
 
     max_spatial_kernel_order: int = 3
-    """The order is raised up to this one while the stars' residuals fall by more than the further unknowns explain, so
-    that a PSF which varies much is followed where there are the stars for it; at or below `spatial_kernel_order` it is
-    never raised. Not in the reference."""
+    """The order is the one, from 0 to the larger of this and `spatial_kernel_order`, that does best on stars that it was
+    not fitted to: a PSF that varies much is followed where the stars show it, and the noise of a few is not. 0 takes
+    `spatial_kernel_order` as it is. Not in the reference."""
 
     spatial_bg_order: int = 2
     """Order of the differential background (the task's default, not the bare match's 1)."""

@@ -85,6 +85,7 @@ def test_without_prior_and_noise_correction_the_solution_is_that_of_dense_least_
     config = AlardLuptonConfig(
         **SMALL,
         use_prior=False,
+        max_spatial_kernel_order=0,
         correct_noise_bias=False,
         single_kernel_clipping=False,
         kernel_sum_clipping=False,
