@@ -198,7 +198,9 @@ def test_every_field_is_told_about_and_what_is_ours_says_so():
     assert ours == set(fields) - set(DEFAULTS) - set(SUBTASKS) - {"subtract", "refObjLoader"}
 
 
-@pytest.mark.parametrize(("rule", "settings", "culprit"), RULES, ids=[f"rule {rule} {culprit}" for rule, _, culprit in RULES])
+@pytest.mark.parametrize(
+    ("rule", "settings", "culprit"), RULES, ids=[f"rule {rule} {culprit}" for rule, _, culprit in RULES]
+)
 def test_contradictions_are_refused_when_the_task_is_made(rule, settings, culprit):
     config = make_config(settings)
     with pytest.raises(ValueError, match=rf"Field '{culprit}' failed"):

@@ -340,7 +340,7 @@ def test_a_given_difference_must_fit(pair, result):
     with pytest.raises(ExposureMismatch, match="shape of the subtractedExposure"):
         run(made, pair, subtractedExposure=small)
     elsewhere = replace(pair.template, wcs=pair.template.wcs.shifted(dx=3.0, dy=0.0))
-    with pytest.raises(ExposureMismatch, match="wcs: .*pixels up to 3 pixels off"):
+    with pytest.raises(ExposureMismatch, match=r"wcs: .*pixels up to 3 pixels off"):
         made.run(exposure=pair.science, templateExposure=elsewhere, subtractedExposure=result.subtractedExposure)
     with pytest.raises(ExposureMismatch, match="shape of the calexpBackgroundExposure"):
         run(make_task(doAddCalexpBackground=True), pair, calexpBackgroundExposure=small)
