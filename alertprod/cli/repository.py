@@ -77,6 +77,27 @@ def add_templates(
     _say(f"{coadd_name} templates", repository, len(report.index.tiles), report.unusable, as_json=as_json)
 
 
+@app.command("add-file")
+def add_file(
+    repository: Annotated[Path, typer.Argument(help="Folder of the repository.")],
+    dataset: Annotated[str, typer.Argument(help="calexpBackground, src or finalVisitSummary.")],
+    file: Annotated[Path, typer.Argument(help="The file: FITS, of stars a table in ECSV.")],
+    visit: Annotated[int, typer.Option(help="Visit that it is of.")],
+    detector: Annotated[int | None, typer.Option(help="Detector; none for a whole visit.")] = None,
+) -> None:
+    """Keep what another program knows of an exposure.
+
+    The sky it took off (an image), stars to fit on (a table with x and y, pixels from 0), or a visit's last PSFs and
+    aperture corrections. Tasks use src wherever it is there, the others with -c doAddCalexpBackground=True and
+    -c doApplyFinalizedPsf=True.
+    """
+    from alertprod.store.repository_files import add_file as keep
+    from alertprod.tasks.data_ids import format_data_id
+
+    data_id = keep(repository, dataset, file, visit=visit, detector=detector)
+    out.print(f"{repository}: {dataset} of {format_data_id(data_id)}", markup=False)
+
+
 @app.command("ls")
 def ls(
     repository: Annotated[Path, typer.Argument(help="Folder of the repository.")], as_json: JsonOption = False

@@ -19,6 +19,9 @@ from alertprod.geometry.wcs import SkyWcs
 from alertprod.images import noise
 from alertprod.images._calibration import read_photo_calib
 from alertprod.images._fits_file import FitsFile
+from alertprod.images.ap_corr import ApCorrMap
+from alertprod.images.ap_corr_table import EXTENSION as APCORR
+from alertprod.images.ap_corr_table import ap_corr_from_hdus, ap_corr_to_hdu
 from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.facts import HeaderCards, read_info, read_pointing
 from alertprod.images.mask import MASK_PLANES, plane_bits, remap_planes
@@ -43,6 +46,7 @@ class ExposureHeader:
     psf: PointSpreadFunction | None
     photo_calib: PhotoCalib
     info: ExposureInfo
+    ap_corr_map: ApCorrMap | None
 
 
 def load_exposure(source: Source, profile: InstrumentProfile | None = None, *, name: str | None = None) -> Exposure:
@@ -61,7 +65,7 @@ def load_exposure(source: Source, profile: InstrumentProfile | None = None, *, n
     -------
     Exposure
         Pixels that are not finite are NaN with NO_DATA set. ``info.provenance["variance"]`` says where the
-        variance comes from. `psf` is None where the file has none that is ours.
+        variance comes from. `psf` and `ap_corr_map` are None where the file has none that is ours.
 
     Raises
     ------
@@ -71,11 +75,16 @@ def load_exposure(source: Source, profile: InstrumentProfile | None = None, *, n
         Raised if a path does not exist, or cannot be read.
     """
     profile = profile or load_profile(NATIVE_PROFILE)
-    with FitsFile(source, name=name or _name(source)) as file:
+    with FitsFile(source, name=name or name_source(source)) as file:
         header = _read_header(file, profile)
         masked_image = _read_planes(file, profile, header)
     return Exposure(
-        masked_image=masked_image, wcs=header.wcs, psf=header.psf, photo_calib=header.photo_calib, info=header.info
+        masked_image=masked_image,
+        wcs=header.wcs,
+        psf=header.psf,
+        photo_calib=header.photo_calib,
+        info=header.info,
+        ap_corr_map=header.ap_corr_map,
     )
 
 
@@ -87,8 +96,21 @@ def read_facts(source: Source, profile: InstrumentProfile | None = None, *, name
     CorruptImage
         Raised as by `load_exposure`, for what headers show.
     """
-    with FitsFile(source, name=name or _name(source)) as file:
+    with FitsFile(source, name=name or name_source(source)) as file:
         return _read_header(file, profile or load_profile(NATIVE_PROFILE))
+
+
+def load_plane(source: Source, *, name: str | None = None) -> FloatArray:
+    """Load the first image of a FITS file as float32, whatever else is in it.
+
+    Raises
+    ------
+    CorruptImage, ImageNotYetAvailable, StoreUnavailable
+        Raised as by `load_exposure`.
+    """
+    with FitsFile(source, name=name or name_source(source)) as file:
+        images = (i for i, hdu in enumerate(file.hdus) if hdu.is_image and file.header(i).get("NAXIS", 0) >= 2)
+        return file.read_image(next(images, 0), verify=False)
 
 
 def save_exposure(exposure: Exposure, path: str | Path, *, compress: bool = False) -> None:
@@ -106,7 +128,6 @@ def save_exposure(exposure: Exposure, path: str | Path, *, compress: bool = Fals
     DiskFull
         Raised if there is no room.
     """
-    path = Path(path)
     psf_cards, psf_hdus = psf_to_hdus(exposure.psf) if exposure.psf is not None else ({}, [])
     hdus = fits.HDUList([fits.PrimaryHDU(header=_make_primary_header(exposure))])
     wcs_cards = exposure.wcs.to_header() if exposure.wcs is not None else fits.Header()
@@ -128,6 +149,20 @@ def save_exposure(exposure: Exposure, path: str | Path, *, compress: bool = Fals
             cards["BUNIT"] = unit if plane == "IMAGE" else f"{unit}**2"
         hdus.append(_make_hdu(pixels, cards, plane, compress=compress))
     hdus.extend(psf_hdus)
+    if exposure.ap_corr_map is not None:
+        hdus.append(ap_corr_to_hdu(exposure.ap_corr_map))
+    write_hdus(hdus, path)
+
+
+def write_hdus(hdus: fits.HDUList, path: str | Path) -> None:
+    """Write a FITS file, replacing an older one, with sums of the data; it appears whole or not at all.
+
+    Raises
+    ------
+    DiskFull
+        Raised if there is no room.
+    """
+    path = Path(path)
     hdus[0].header["NEXTEND"] = (len(hdus) - 1, "extensions: fewer, and the file was cut short")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -140,16 +175,23 @@ def save_exposure(exposure: Exposure, path: str | Path, *, compress: bool = Fals
         raise
 
 
-def _name(source: Source) -> str:
+def name_source(source: Source) -> str:
+    """Return what to call a file in messages: its path, where it has one."""
     if isinstance(source, str | Path):
         return str(source)
     return str(getattr(source, "name", "")) or "(bytes)"
 
 
+def require_all_extensions(file: FitsFile) -> None:
+    """Refuse a file that was cut short between two extensions."""
+    declared, found = file.header(0).get("NEXTEND"), len(file.hdus) - 1
+    if declared is not None and declared != found:
+        raise CorruptImage(file.name, "file", f"{found} extensions; the header declares {declared}")
+
+
 def _read_header(file: FitsFile, profile: InstrumentProfile) -> ExposureHeader:
-    declared = file.header(0).get("NEXTEND")
-    if profile.planes.checksums and declared is not None and declared != len(file.hdus) - 1:
-        raise CorruptImage(file.name, "file", f"{len(file.hdus) - 1} extensions; the header declares {declared}")
+    if profile.planes.checksums:
+        require_all_extensions(file)
     index = _find_image(file, profile)
     shape = file.require_plane(index)
     image_header = file.header(index)
@@ -157,13 +199,15 @@ def _read_header(file: FitsFile, profile: InstrumentProfile) -> ExposureHeader:
     wcs = _read_wcs(cards, image_header, profile, shape)
     with file.translated("PSF"):
         psf = psf_from_hdus(file.hdus, image_header)
+    with file.translated(APCORR):
+        ap_corr_map = ap_corr_from_hdus(file.hdus)
     photo_calib, how = read_photo_calib(file, cards, profile)
     info = read_info(cards, profile, wcs=wcs, shape=shape)
     for card in file.header(0):
         if card.startswith(_PROVENANCE_PREFIX):
             info.provenance[card.removeprefix(_PROVENANCE_PREFIX).lower()] = str(file.header(0)[card])
     info.provenance.setdefault("photometry", how)
-    return ExposureHeader(shape=shape, wcs=wcs, psf=psf, photo_calib=photo_calib, info=info)
+    return ExposureHeader(shape=shape, wcs=wcs, psf=psf, photo_calib=photo_calib, info=info, ap_corr_map=ap_corr_map)
 
 
 def _find_image(file: FitsFile, profile: InstrumentProfile) -> int:

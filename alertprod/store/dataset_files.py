@@ -14,6 +14,7 @@ from alertprod._json import encode_json
 from alertprod.errors import CorruptImage
 from alertprod.images.exposure import Exposure
 from alertprod.images.fits_io import save_exposure
+from alertprod.images.visit_summary import VisitSummary, is_visit_summary, load_visit_summary, save_visit_summary
 from alertprod.measurement.catalog import Catalog
 from alertprod.store.catalog_files import load_catalog, save_catalog
 from alertprod.store.files import translated_errors
@@ -21,7 +22,7 @@ from alertprod.store.images import ImageStore
 
 
 def save_dataset(obj: Any, stem: Path, *, backup: bool = False) -> None:
-    """Save an exposure, catalog, configuration or dictionary, whole or not at all.
+    """Save an exposure, catalog, a visit's calibrations, configuration or dictionary, whole or not at all.
 
     Parameters
     ----------
@@ -104,6 +105,17 @@ def _load_config(path: Path) -> Config:
         raise CorruptImage(str(path), "config", f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
+def _load_fits(path: Path) -> Exposure | VisitSummary:
+    return load_visit_summary(path) if is_visit_summary(path) else ImageStore().load(str(path))
+
+
+def _save_fits(obj: Exposure | VisitSummary, path: Path) -> None:
+    if isinstance(obj, VisitSummary):
+        save_visit_summary(obj, path)
+    else:
+        save_exposure(obj, path)
+
+
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
@@ -113,6 +125,7 @@ def _load_json(path: Path) -> Any:
 
 _SUFFIXES: tuple[tuple[type, str], ...] = (
     (Exposure, ".fits"),
+    (VisitSummary, ".fits"),
     (Catalog, ".ecsv"),
     (Config, ".py"),
     (dict, ".json"),
@@ -120,14 +133,14 @@ _SUFFIXES: tuple[tuple[type, str], ...] = (
 """The ending of the files of each kind of object."""
 
 _READERS: Mapping[str, Any] = {
-    ".fits": lambda path: ImageStore().load(str(path)),
+    ".fits": _load_fits,
     ".ecsv": load_catalog,
     ".py": _load_config,
     ".json": _load_json,
 }
 
 _WRITERS: Mapping[str, Any] = {
-    ".fits": save_exposure,
+    ".fits": _save_fits,
     ".ecsv": save_catalog,
     ".py": lambda config, path: path.write_text(config.saveToString()),
     ".json": lambda value, path: path.write_text(encode_json(value, indent=1)),

@@ -1,7 +1,9 @@
 """A folder as a repository: what is in it by data id, and datasets as files under their names.
 
 The exposures stay where they are; ``repository.json`` lists them, so that opening a repository opens no image.
-A dataset that a task puts is one file, ``DATASET/VISIT/DATASET-VISIT-DETECTOR.ext`` or ``DATASET.ext``, whole or not there.
+A dataset that a task puts is one file, ``DATASET/VISIT/DATASET-VISIT-DETECTOR.ext`` or ``DATASET.ext``, whole or not
+there; what is of a whole visit, like finalVisitSummary, is ``DATASET/VISIT/DATASET-VISIT.ext``. Files that others put
+there under such names are datasets too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,8 +27,14 @@ from alertprod.tasks.protocols import Butler, DataId
 EXPOSURES = "calexp"
 """The dataset of the listed exposures."""
 
+_OF_VISIT = ("finalVisitSummary",)
+"""Datasets that are one for all detectors of a visit."""
+
 _PACKED_ID, _PACKED_ID_BITS = "ccdExposureId", "ccdExposureId_bits"
 """What DiaSource ids begin with: a number, and its bits."""
+
+_OF_ENTRIES = (EXPOSURES, _PACKED_ID)
+"""Datasets that the list of exposures gives."""
 
 
 class FolderRepository(Butler):
@@ -116,10 +124,10 @@ class FolderRepository(Butler):
         """
         if dataset == _PACKED_ID_BITS:
             return RELEASE_BITS + EXPOSURE_BITS
-        entry = None if data_id is None else self._find_entry(data_id)
-        if entry is not None and dataset == _PACKED_ID:
-            return self._pack(entry)
-        if entry is not None and dataset == EXPOSURES:
+        entry = self._find_entry(data_id) if dataset in _OF_ENTRIES and data_id is not None else None
+        if entry is not None:
+            if dataset == _PACKED_ID:
+                return self._pack(entry)
             return ImageStore().load(locate(self._roots[-1], entry.uri), load_profile(self._description.profile))
         path = self._find_file(dataset, data_id)
         if path is None:
@@ -142,7 +150,7 @@ class FolderRepository(Butler):
         """Say whether there is a dataset."""
         if dataset == _PACKED_ID_BITS:
             return True
-        if dataset in (EXPOSURES, _PACKED_ID) and data_id is not None and self._find_entry(data_id) is not None:
+        if dataset in _OF_ENTRIES and data_id is not None and self._find_entry(data_id) is not None:
             return True
         return self._find_file(dataset, data_id) is not None
 
@@ -202,6 +210,9 @@ class FolderRepository(Butler):
         """Return the path of a dataset's file without its ending."""
         if data_id is None:
             return root / dataset
+        if dataset in _OF_VISIT:
+            visit = _require(data_id, "visit")
+            return root / dataset / str(visit) / f"{dataset}-{visit}"
         visit, detector = _name(data_id)
         return root / dataset / str(visit) / f"{dataset}-{visit}-{detector}"
 
@@ -248,7 +259,10 @@ class FolderTile:
 
 def _name(data_id: DataId) -> tuple[int | str, int | str]:
     """Return what names an exposure."""
-    for key in ("visit", "detector"):
-        if key not in data_id:
-            raise KeyError(f"the data id {format_data_id(data_id)} has no {key}")
-    return data_id["visit"], data_id["detector"]
+    return _require(data_id, "visit"), _require(data_id, "detector")
+
+
+def _require(data_id: DataId, key: str) -> int | str:
+    if key not in data_id:
+        raise KeyError(f"the data id {format_data_id(data_id)} has no {key}")
+    return data_id[key]

@@ -48,7 +48,14 @@ from alertprod.tasks.scale_variance import ScaleVarianceTask
 from alertprod.tasks.sky_objects import SkyObjectsTask
 from alertprod.tasks.source_detection import SourceDetectionTask
 from alertprod.tasks.source_selector import ObjectSizeStarSelectorTask
-from alertprod.tasks.subtract_steps import Subtraction, prepare_template, subtract_alard_lupton, subtract_zogy
+from alertprod.tasks.sources import complete_sources
+from alertprod.tasks.subtract_steps import (
+    Subtraction,
+    adopt_difference,
+    prepare_template,
+    subtract_alard_lupton,
+    subtract_zogy,
+)
 from alertprod.tasks.task import Struct, Task, timeMethod
 from alertprod.tasks.task_runner import TemplateIdTaskRunner
 
@@ -175,7 +182,8 @@ class ImageDifferenceTask(CmdLineTask):
         exposure
             The calibrated science exposure, sky subtracted, with its PSF.
         selectSources
-            Stars of `exposure` to fit the kernel on, columns `SOURCE_COLUMNS`; looked for where absent.
+            Stars of `exposure` to fit the kernel on, `x` and `y` and what else there is of `SOURCE_COLUMNS`; looked for
+            where absent.
         templateExposure
             The template; on the pixels of `exposure`, or with world coordinates to warp it by.
         templateSources
@@ -186,7 +194,7 @@ class ImageDifferenceTask(CmdLineTask):
             The background to add back, with doAddCalexpBackground.
         subtractedExposure
             A difference made before, without doSubtract: it is detected and measured on. Forced photometry and dipoles
-            use `templateExposure` too where it is given, which must be on the pixels and scale of `exposure`.
+            use `templateExposure` too where it is given, on the scale that its calibration says.
 
         Returns
         -------
@@ -218,14 +226,19 @@ class ImageDifferenceTask(CmdLineTask):
         if self.config.doAddCalexpBackground:
             exposure = _add_background(exposure, calexpBackgroundExposure)
         check_science(exposure)
-        exposure = self._excludeImplausible("science", exposure)
+        selectSources, templateSources = (
+            None if sources is None else complete_sources(sources) for sources in (selectSources, templateSources)
+        )
+        exposure = self.excludeImplausible("science", exposure)
         if self.config.doSubtract:
             if subtractedExposure is not None:
                 raise TaskError("a subtractedExposure is given, and doSubtract is on: one of them is too much")
             made = self._subtract(exposure, templateExposure, selectSources, templateSources)
         else:
-            made = self._adopt(exposure, templateExposure, subtractedExposure, selectSources)
+            made = adopt_difference(self, exposure, templateExposure, subtractedExposure, selectSources)
         check_difference(made.difference)
+        if made.score is not None:
+            check_difference(made.score, which="score")
         diaSources = self._detect(made, idFactory or IdFactory(0, 1)) if self.config.doDetection else None
         kernelCandidates = judge_kernel(self, made, diaSources) if self.config.doAddMetrics else None
         record_metrics(self, made)
@@ -260,7 +273,7 @@ class ImageDifferenceTask(CmdLineTask):
         check_pair(exposure, templateExposure, same_grid=False)
         coverage = self.checkTemplateIsSufficient(templateExposure)
         check_template(templateExposure)
-        templateExposure = self._excludeImplausible("template", templateExposure)
+        templateExposure = self.excludeImplausible("template", templateExposure)
         if self.config.doScaleTemplateVariance:
             # Before the planes go that say which of its pixels are sky.
             templateExposure = templateExposure.copy()
@@ -277,27 +290,8 @@ class ImageDifferenceTask(CmdLineTask):
                 raise
             raise NoTemplateCoverage(coverage, expected) from error
 
-    def _adopt(
-        self,
-        science: Exposure,
-        template: Exposure | None,
-        difference: Exposure | None,
-        selectSources: Catalog | None,
-    ) -> Subtraction:
-        """Take a difference that was made before."""
-        if difference is None:
-            raise TaskError("without doSubtract run needs a subtractedExposure")
-        if difference.psf is None:
-            raise TaskError("the subtractedExposure has no psf")
-        if difference.shape != science.shape:
-            raise ExposureMismatch("shape of the subtractedExposure", science.shape, difference.shape)
-        if template is not None:
-            check_pair(science, template)
-            template = self._excludeImplausible("template", template)
-        difference = self._excludeImplausible("difference", difference).copy()
-        return Subtraction(science=science, template=template, difference=difference, select_sources=selectSources)
-
-    def _excludeImplausible(self, which: str, exposure: Exposure) -> Exposure:
+    def excludeImplausible(self, which: str, exposure: Exposure) -> Exposure:
+        """Return an exposure in which pixels that no detector can have measured count as no data; see `exclude_implausible`."""
         exposure, n_pixels = exclude_implausible(which, exposure)
         if n_pixels:
             self.log.warning(

@@ -41,13 +41,17 @@ def _switch(doc: str, *, default: bool) -> Any:
 class ImageDifferenceConfig(Config):
     """What is done, and by which subtasks."""
 
-    doAddCalexpBackground = _switch("Add the background image back to the science image first", default=False)
+    doAddCalexpBackground = _switch(
+        "Add the background image, calexpBackground, back to the science image first", default=False
+    )
     doUseRegister = _switch("Fit the template's astrometry anew and warp it again (al only)", default=False)
     doDebugRegister = _switch("Record astrometric residuals by the stars' colour, with doUseRegister", default=False)
     doSelectSources = _switch("Choose the kernel's stars explicitly, some for control (al only)", default=False)
     doSelectDcrCatalog = _switch("Add stars of extreme colour to the control sample", default=False)
     doSelectVariableCatalog = _switch("Add known variables to the control sample", default=False)
-    doSubtract = _switch("Subtract; off, `run` is given a subtractedExposure", default=True)
+    doSubtract = _switch(
+        "Subtract; off, the difference that is stored is detected and measured on, or what `run` is given", default=True
+    )
     doPreConvolve = Field(
         dtype=bool, default=False, doc="Has no effect", deprecated="superseded by useScoreImageDetection"
     )
@@ -82,7 +86,9 @@ class ImageDifferenceConfig(Config):
     )
     doWriteSources = _switch("Put out the DiaSources", default=True)
     doAddMetrics = _switch("Judge every kernel candidate and record the statistics (al only)", default=False)
-    doApplyFinalizedPsf = _switch("Use the visit's final PSF and aperture corrections", default=False)
+    doApplyFinalizedPsf = _switch(
+        "Use the visit's final PSF and aperture corrections, finalVisitSummary", default=False
+    )
     doSpatiallyVarying = _switch("Whiten with kernel and noise of each place (al only)", default=False)
     doApCorr = _switch("Apply the exposure's aperture corrections, where it has any", default=True)
     doSkySources = _switch("Measure places without a source as well", default=False)

@@ -82,8 +82,13 @@ def check_template(template: Exposure) -> None:
     _check_planes("template", template.masked_image)
 
 
-def check_difference(difference: Exposure) -> None:
-    """Refuse a difference that nothing can be detected on.
+def check_difference(difference: Exposure, *, which: str = "difference") -> None:
+    """Refuse a difference, or the score image made of it, that nothing can be detected on.
+
+    Parameters
+    ----------
+    which
+        "difference" or "score", for messages.
 
     Raises
     ------
@@ -92,8 +97,8 @@ def check_difference(difference: Exposure) -> None:
         together.
     """
     if difference.psf is None:
-        raise TaskError("the difference has no psf")
-    _check_psf("difference", difference.psf, needs_width=True)
+        raise TaskError(f"the {which} has no psf")
+    _check_psf(which, difference.psf, needs_width=True)
 
 
 def check_pair(science: Exposure, template: Exposure, *, same_grid: bool = True) -> None:

@@ -6,6 +6,7 @@ Not DiaSources: those are in `alertprod.measurement.catalog`.
 import numpy as np
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
+from alertprod.errors import TaskError
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.measurement.catalog import Catalog, Column
 
@@ -35,6 +36,26 @@ def make_source_catalog(*, x: FloatArray, y: FloatArray, **columns: FloatArray |
     for name, values in {"x": x, "y": y, **columns}.items():
         sources[name] = values
     return sources
+
+
+def complete_sources(sources: Catalog) -> Catalog:
+    """Return sources with all of `SOURCE_COLUMNS`: themselves where they have them, else a table of those that they have.
+
+    Raises
+    ------
+    TaskError
+        Raised if they have no positions in pixels.
+    """
+    if all(column.name in sources for column in SOURCE_COLUMNS):
+        return sources
+    missing = [name for name in ("x", "y") if name not in sources]
+    if missing:
+        raise TaskError(
+            f"a table of {sources.n_rows} sources without {' and '.join(missing)}: positions in pixels are needed"
+        )
+    return make_source_catalog(
+        **{column.name: sources[column.name] for column in SOURCE_COLUMNS if column.name in sources}
+    )
 
 
 def add_sky_positions(sources: Catalog, wcs: SkyWcs) -> Catalog:

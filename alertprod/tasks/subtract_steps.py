@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alertprod.errors import TaskError
+from alertprod.errors import ExposureMismatch, TaskError
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
@@ -16,6 +16,7 @@ from alertprod.images.photo_calib import PhotoCalib
 from alertprod.measurement.catalog import Catalog
 from alertprod.subtraction.preconvolve import preconvolve_difference
 from alertprod.tasks.control_sample import split_control_sample
+from alertprod.tasks.image_psf_match import put_on_grid
 from alertprod.tasks.match_sources import SourceMatches, match_sources
 from alertprod.tasks.sources import add_sky_positions
 from alertprod.tasks.task import Struct
@@ -145,6 +146,41 @@ def subtract_zogy(
         score=made.scoreExp if task.config.useScoreImageDetection else None,
         warped=made.warpedExposure,
         result=made,
+        select_sources=select_sources,
+    )
+
+
+def adopt_difference(
+    task: "ImageDifferenceTask",
+    science: Exposure,
+    template: Exposure | None,
+    difference: Exposure | None,
+    select_sources: Catalog | None,
+) -> Subtraction:
+    """Take a difference that was made before, and what it was made of.
+
+    Notes
+    -----
+    Its pixels have the scale of the science image's, whose calibration may be another: `_calibrate` takes the template's.
+    """
+    if difference is None:
+        raise TaskError("without doSubtract run needs a subtractedExposure")
+    if difference.psf is None:
+        raise TaskError("the subtractedExposure has no psf")
+    if difference.shape != science.shape:
+        raise ExposureMismatch("shape of the subtractedExposure", science.shape, difference.shape)
+    photo_calib = difference.photo_calib
+    if template is not None:
+        template = prepare_template(task.excludeImplausible("template", template))
+        # One that was matched before and has lost its PSF has the science image's.
+        template = replace(template, psf=template.psf or science.psf)
+        template = put_on_grid(template, science, doWarping=True, nThreads=task.config.getTemplate.nThreads)
+        scale = template.photo_calib.njy_per_count / photo_calib.njy_per_count
+        template = replace(template, masked_image=template.masked_image.scaled(scale), photo_calib=photo_calib)
+    return Subtraction(
+        science=replace(science, photo_calib=photo_calib),
+        template=template,
+        difference=task.excludeImplausible("difference", difference).copy(),
         select_sources=select_sources,
     )
 

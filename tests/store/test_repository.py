@@ -9,7 +9,9 @@ from small_repository import SHAPE, VISITS, WCS, make_exposure, make_repository
 
 from alertprod.errors import ConfigError, CorruptImage, ImageNotYetAvailable
 from alertprod.images.fits_io import save_exposure
+from alertprod.images.visit_summary import DetectorCalibration, VisitSummary
 from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
+from alertprod.psf.analytic import GaussianPsf
 from alertprod.store.repository import FolderRepository
 from alertprod.store.repository_description import Description, add_exposures, add_templates
 
@@ -249,3 +251,17 @@ def test_references_can_go_to_another_process(repository):
     assert ref.get("numbers") == {"n": 1}
     assert ref.datasetExists("calexp")
     assert ref.butler.parent == repository.parent
+
+
+def test_a_visits_calibrations_are_one_file_for_all_its_detectors(repository):
+    summary = VisitSummary({1: DetectorCalibration(psf=GaussianPsf(fwhm=3.0)), 2: DetectorCalibration(ap_corr_map={})})
+    repository.put(summary, "finalVisitSummary", {"visit": 5})
+    assert (repository.root / "finalVisitSummary/5/finalVisitSummary-5.fits").exists()
+    (ref,) = repository.subset("finalVisitSummary", [{}])
+    found = ref.get("finalVisitSummary")
+    assert ref.dataId["visit"] == 5
+    assert found[1].psf.compute_fwhm() == pytest.approx(3.0, rel=1e-4)
+    assert found[2].ap_corr_map == {}
+    assert not repository.exists("finalVisitSummary", {"visit": 3})
+    with pytest.raises(KeyError, match="has no visit"):
+        repository.get("finalVisitSummary", {"detector": 1})

@@ -310,6 +310,8 @@ def test_a_difference_is_refused_without_a_psf_or_one_without_width():
         check_difference(make_exposure(psf=None))
     with pytest.raises(UnusableExposure, match="difference exposure: psf: it has no width"):
         check_difference(make_exposure(psf=StampPsf(np.eye(1, 81, 40).reshape(9, 9))))
+    with pytest.raises(UnusableExposure, match="score exposure: psf: its sum is -81"):
+        check_difference(make_exposure(psf=StampPsf(np.full((9, 9), -1.0))), which="score")
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (8, 8)])
