@@ -74,7 +74,9 @@ class Observatory:
         names = self.topics
         broker.create_topics(
             {names.visit_ready: lanes, names.alerts: N_ALERT_PARTITIONS}
-            | dict.fromkeys((names.next_visit, names.visit_summary, names.dead_letters, names.replay), 1)
+            | dict.fromkeys((names.next_visit, names.visit_summary, names.dead_letters, names.replay), 1),
+            # Archives are old: the daemon refuses a topic that forgets events before they are.
+            config={"retention.ms": "-1"},
         )
         self.config_path = folder / "alertprod.toml"
         topics = "\n".join(f'{name} = "{topic}"' for name, topic in names.model_dump().items())
