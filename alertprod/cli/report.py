@@ -31,7 +31,9 @@ def report(
         float, typer.Option(min=0, max=24, help="Hour UTC at which it is noon at the telescope.")
     ] = 12.0,
     best: Annotated[int, typer.Option(min=0, help="How many of the best alerts are shown.")] = _BEST,
-    dead_letters: Annotated[bool, typer.Option(help="Ask the broker for the dead letters, which know why.")] = True,
+    dead_letters: Annotated[
+        bool, typer.Option("--letters/--no-letters", help="Ask the broker for the dead letters, which know why.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a night: counts, latency, quality, the best alerts with pictures, what failed and why.

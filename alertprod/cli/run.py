@@ -22,14 +22,10 @@ def run(
     Before it starts it looks at everything it needs: topics and their settings, the database's version, schemas in the
     registry, template tiles, disk space. All that is wrong is said at once.
 
-    Exit status:
-
-    \b
-    0   stopped and drained
-    2   the configuration cannot be used, or a start-up check failed: somebody must mend something
-    69  something needed to start (the database, for example) does not answer: start it again later
-    70  a Kafka client is finished for good (fenced by another daemon of the same identity, for example): start it again
-    """  # noqa: D301 - a real backspace: click leaves the lines after it as they are
+    Exit status: 0 stopped and drained; 2 the configuration cannot be used, or a start-up check failed, somebody must mend
+    something; 69 something needed to start (the database, for example) does not answer, start it again later; 70 a Kafka
+    client is finished for good (fenced by another daemon of the same identity, for example), start it again.
+    """
     loaded = load_config(config)
     configure_logs(loaded.log, process="daemon")
     from alertprod.factory import check_start, create_daemon  # the science; `--help` can do without it

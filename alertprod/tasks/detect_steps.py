@@ -110,7 +110,7 @@ def measure(
     if config.doApCorr and made.difference.ap_corr_map is not None:
         task.applyApCorr.run(sources, made.difference.ap_corr_map)
     if config.doForcedMeasurement:
-        task.forcedMeasurement.run(sources, made.science, made.template)
+        task.forcedMeasurement.run(sources, made.science, made.unconvolved_template)
     if config.doFindGlintTrails:
         _flag_glints(task, sources)
     if config.doMatchSources:
