@@ -70,6 +70,15 @@ class Subtraction:
         matched: Exposure = self.result.matchedExposure
         return replace(matched, photo_calib=self.difference.photo_calib)
 
+    @property
+    def unconvolved_template(self) -> Exposure | None:
+        """The template with its own PSF and its own, uncorrelated noise, on the difference's scale: to measure fluxes on."""
+        match = getattr(self.result, "match", None)
+        if match is None or match.convolved != "template" or self.warped is None:
+            return self.template
+        planes = self.warped.masked_image.scaled(match.kernel_sum)
+        return replace(self.warped, masked_image=planes, photo_calib=self.difference.photo_calib)
+
 
 def prepare_template(template: Exposure) -> Exposure:
     """Return a copy whose mask says only what concerns a difference, under the planes of a template."""
