@@ -7,6 +7,7 @@ import numpy as np
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray
 from alertprod.detection import _loops
+from alertprod.errors import UnusableExposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
@@ -83,6 +84,8 @@ def find_cosmic_rays(
     x, y = psf.average_position
     kernel = psf.compute_kernel_image(x=x, y=y)
     m = kernel.shape[0] // 2
+    if not kernel[m, m] > 0:
+        raise UnusableExposure("science", "psf", f"its image is {kernel[m, m]} at its centre, x {x:.1f}, y {y:.1f}")
     pairs = ((0, 1), (1, 0), (1, 1), (1, -1))
     ratios = np.array([0.5 * (kernel[m + j, m + i] + kernel[m - j, m - i]) / kernel[m, m] for j, i in pairs])
     usable = masked_image.usable(plane_bits(*config.excluded_planes))

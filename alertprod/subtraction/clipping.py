@@ -28,6 +28,9 @@ _STARS_PER_TERM = 2
 _STARS_FOR_ORDER = 250
 """Stars that decide the order, up to twice as many: enough to see what matters, and quick."""
 
+_CLEARLY = 0.005
+"""Smallest relative gain in the stars' mean squared residual for which another order than the one asked for is taken."""
+
 _ODD_RMS = 3.0
 """Stars whose residuals are this many times the median star's do not decide the order."""
 
@@ -251,7 +254,7 @@ class KernelClipping:
     def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
         orders = self._orders()
         if self._config.max_spatial_kernel_order > 0:
-            orders = self._choose_order(orders[1]), orders[1]
+            orders = self._choose_order(*orders), orders[1]
         return self._solve_at(self.equations, orders), orders
 
     def _solve_at(self, equations: StampEquations, orders: tuple[int, int]) -> SpatialSolution:
@@ -266,8 +269,8 @@ class KernelClipping:
             use_prior=self._config.use_prior,
         )
 
-    def _choose_order(self, background_order: int) -> int:
-        """Return the order of the kernel that does best on stars it was not fitted to.
+    def _choose_order(self, asked: int, background_order: int) -> int:
+        """Return the order of the kernel that does clearly best on stars it was not fitted to, else the one asked for.
 
         Notes
         -----
@@ -277,7 +280,9 @@ class KernelClipping:
         # Half of the stars must bear it.
         n = len(self.equations)
         orders = [p for p in range(highest + 1) if p == 0 or 2 * _STARS_PER_TERM * count_terms(p) <= n]
-        return min(orders, key=lambda order: self._cross_validate((order, background_order)))
+        residuals = {order: self._cross_validate((order, background_order)) for order in {*orders, asked}}
+        best = min(orders, key=lambda order: residuals[order])
+        return best if residuals[best] < (1.0 - _CLEARLY) * residuals[asked] else asked
 
     def _cross_validate(self, orders: tuple[int, int]) -> float:
         """Return the mean squared residual of either half of the stars about the kernel of the other half.

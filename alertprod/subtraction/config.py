@@ -55,8 +55,8 @@ class MatchConfig:
     bare match's 2)."""
 
     max_spatial_kernel_order: int = 3
-    """The order is the one, from 0 to the larger of this and `spatial_kernel_order`, that does best on stars that it was
-    not fitted to: a PSF that varies much is followed where the stars show it, and the noise of a few is not. 0 takes
+    """The order is the one, from 0 to the larger of this and `spatial_kernel_order`, that does clearly best on stars that
+    it was not fitted to: a PSF that varies much is followed where the stars show it, and the noise of a few is not. 0 takes
     `spatial_kernel_order` as it is. Not in the reference."""
 
     spatial_bg_order: int = 2
@@ -288,7 +288,7 @@ class DeltaFunctionConfig(MatchConfig):
     max_kernel_sources: int = 100
     """3 MB and some ten milliseconds each; the few principal components need no more."""
 
-    max_spatial_kernel_order: int = 1
+    max_spatial_kernel_order: int = 3
     """Never raised: hundreds of unknowns a term."""
 
     use_pca_for_spatial_kernel: bool = True
