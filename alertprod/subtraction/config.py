@@ -288,7 +288,7 @@ class DeltaFunctionConfig(MatchConfig):
     max_kernel_sources: int = 100
     """3 MB and some ten milliseconds each; the few principal components need no more."""
 
-    max_spatial_kernel_order: int = 3
+    max_spatial_kernel_order: int = 1
     """Never raised: hundreds of unknowns a term."""
 
     use_pca_for_spatial_kernel: bool = True
