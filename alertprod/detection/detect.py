@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from alertprod._ranges import require_ranges
 from alertprod._typing import FloatArray, IntArray
 from alertprod.detection import _loops
+from alertprod.detection.blends import split_blends
 from alertprod.detection.footprints import FootprintSet, build_footprints
 from alertprod.detection.matched_filter import (
     compute_levels,
@@ -187,6 +188,7 @@ class _Found:
     sigma: float
     pixels: IntArray
     bits: IntArray
+    parts: IntArray
     painted: IntArray
     peak_pixels: IntArray
     peak_bits: IntArray
@@ -209,7 +211,7 @@ class _Found:
         shape = (self.significance.shape[0], self.significance.shape[1])
         for group in groups:
             grown, owner, count = _loops.label_pixels(painted, group)
-            owner, count = _split_neighbours(shape, grown, owner, count, self.pixels, self.bits & group)
+            owner, count = _split_neighbours(shape, grown, owner, count, self.pixels, self.bits & group, self.parts)
             peaks = self.peak_pixels[(self.peak_bits & group) != 0]
             all_pixels.append(grown)
             all_owners.append(owner + first_number)
@@ -286,6 +288,17 @@ def _find(
         peak_pixels // n_columns,
     )
     covered = coverage >= config.min_coverage
+    is_peak[is_peak] = covered
+    parts = split_blends(
+        significance,
+        masked_image,
+        kernel**2,
+        bad_bits=bad_bits,
+        pixels=pixels,
+        bits=bits,
+        is_peak=is_peak,
+        min_coverage=config.min_coverage,
+    )
     if set_planes:
         _set_detected_planes(masked_image, painted)
     return _Found(
@@ -293,6 +306,7 @@ def _find(
         sigma=float(sigma),
         pixels=pixels,
         bits=bits,
+        parts=parts,
         painted=painted,
         peak_pixels=peak_pixels[covered],
         peak_bits=peak_bits[covered],
@@ -305,9 +319,15 @@ def _disk_half_widths(radius: int) -> IntArray:
 
 
 def _split_neighbours(
-    shape: tuple[int, int], grown: IntArray, owner: IntArray, count: int, pixels: IntArray, bits: IntArray
+    shape: tuple[int, int],
+    grown: IntArray,
+    owner: IntArray,
+    count: int,
+    pixels: IntArray,
+    bits: IntArray,
+    parts: IntArray,
 ) -> tuple[IntArray, int]:
-    """Give detections of one sign that touch only since they were grown footprints of their own.
+    """Give detections of one sign that touch only since they were grown, or only faintly, footprints of their own.
 
     A component with both signs stays whole: it is a dipole, or the residual of a bright star.
 
@@ -315,24 +335,23 @@ def _split_neighbours(
     ----------
     grown, owner, count
         Flat indices of grown pixels, rising, the component of each, and how many components there are.
-    pixels, bits
-        Flat indices of detected pixels, and their signs.
+    pixels, bits, parts
+        Flat indices of detected pixels, their signs, and the number of the source that each is part of.
 
     Returns
     -------
     tuple
         New owners of `grown`, and how many there are.
     """
-    pixels, bits = pixels[bits != 0], bits[bits != 0]
+    pixels, bits, parts = pixels[bits != 0], bits[bits != 0], parts[bits != 0]
     if not len(pixels):
         return owner, count
     component = owner[np.searchsorted(grown, pixels)]
     signs = np.zeros(count, dtype=bits.dtype)
     np.bitwise_or.at(signs, component, bits)
-    island, _ = _loops.label_islands(pixels, bits, shape[1])
-    pairs = np.unique(np.stack([component, island], axis=1), axis=0)
-    n_islands = np.bincount(pairs[:, 0], minlength=count)
-    crowded = np.flatnonzero((n_islands > 1) & (signs != (_loops.POSITIVE | _loops.NEGATIVE)))
+    pairs = np.unique(np.stack([component, parts], axis=1), axis=0)
+    n_parts = np.bincount(pairs[:, 0], minlength=count)
+    crowded = np.flatnonzero((n_parts > 1) & (signs != (_loops.POSITIVE | _loops.NEGATIVE)))
     if not len(crowded):
         return owner, count
     owner = owner.copy()
@@ -344,10 +363,10 @@ def _split_neighbours(
         core = np.flatnonzero(component == number)
         tree = cKDTree(np.stack([pixels[core] // n_columns, pixels[core] % n_columns], axis=1))
         nearest = tree.query(np.stack([grown[mine] // n_columns, grown[mine] % n_columns], axis=1))[1]
-        islands, split = np.unique(island[core][nearest], return_inverse=True)
+        numbers, split = np.unique(parts[core][nearest], return_inverse=True)
         # The first keeps the component's number.
         owner[mine] = np.where(split == 0, number, count + split - 1)
-        count += len(islands) - 1
+        count += len(numbers) - 1
     return owner, count
 
 

@@ -270,6 +270,19 @@ def test_grow_footprint_joins_signs_that_are_apart(task):
     assert counts == {0: 2, 8: 1}
 
 
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_close_bright_transients_of_one_sign_are_two_sources(task, share):
+    """Eight PSF sigmas apart, with light between them far beyond the threshold."""
+    places = ((95.3, 100.4, 30000.0), (110.2, 101.0, share * 30000.0))
+    close = make_pair(transients=places)
+    sources = task().run(exposure=close.science, templateExposure=close.template).diaSources
+    for x, y, flux in places:
+        (nearest,) = np.flatnonzero(np.hypot(sources["x"] - x, sources["y"] - y) < 0.3)
+        # Of the brighter one's light less than a part in 10^6 falls on the other.
+        assert abs(sources["psf_flux"][nearest] - flux) < 5 * sources["psf_flux_err"][nearest]
+        assert not sources["is_dipole"][nearest]
+
+
 def test_cosmic_rays_on_the_difference(pair, stars):
     struck = pair.science.copy()
     struck.image[40, 180] += 100 * NOISE
