@@ -30,7 +30,7 @@ typecheck: $(VENV)/.installed-dev  ## Types
 check: $(VENV)/.installed-dev  ## The tests alone; ARGS passes options on to pytest
 	$(BIN)/pytest $(ARGS)
 
-test-faults: $(VENV)/.installed-dev  ## Faults, many times over, on a real Kafka; one part: ARGS="-k broker"
+test-faults: $(VENV)/.installed-dev  ## The long versions: faults on a real Kafka, random inputs; one part: ARGS="-k broker"
 	$(BIN)/pytest -m faults $(ARGS)
 	PYTHONPATH=tests $(BIN)/python tests/daemon_site.py
 

@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
     from alert_night import AlertNight
 
     from alertprod.sim.night import Night
+
+
+@pytest.fixture(autouse=True)
+def logging_level() -> Iterator[None]:
+    """What a program in the test's own process set is undone: the next test would not see its warnings."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

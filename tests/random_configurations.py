@@ -89,10 +89,11 @@ def draw_value(rng: np.random.Generator, path: str, field: Field, value: Any) ->
     return str(rng.choice(("lanczos3", "lanczos5", "bilinear", "nonsense")))
 
 
-def draw_settings(rng: np.random.Generator) -> dict[str, Any]:
-    """Return settings by dotted names: one of `MODES`, and some fields at random."""
-    settings = dict(MODES[rng.integers(len(MODES))])
+def draw_settings(rng: np.random.Generator, number: int) -> dict[str, Any]:
+    """Return settings by dotted names: one of `MODES`, one field in its turn by `number`, and some more at random."""
     fields = list(list_fields(ImageDifferenceConfig()))
+    in_turn, field, value = fields[number % len(fields)]
+    settings = {in_turn: draw_value(rng, in_turn, field, value)} | MODES[rng.integers(len(MODES))]
     if rng.random() < 0.5:
         # The subtask's many fields would leave the rest alone otherwise.
         fields = [one for one in fields if one[0].count(".") == 0]

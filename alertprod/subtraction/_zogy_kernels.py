@@ -1,6 +1,7 @@
 """The kernels of a proper subtraction, from two PSFs and two variances, over the cells of an image."""
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,7 +160,11 @@ def _place_nodes(
     if not config.do_spatial_grid:
         return np.array([(shape[0] - 1) / 2]), np.array([(shape[1] - 1) / 2])
     psfs = (science_psf, template_psf)
-    border = max(_BORDER_SIGMAS * max(psf.compute_sigma() for psf in psfs), *(psf.size for psf in psfs))
+    border: float = max(psf.size for psf in psfs)
+    for psf in psfs:
+        # One without a width, a needle, asks for no border of its own.
+        with suppress(ValueError):
+            border = max(border, _BORDER_SIGMAS * psf.compute_sigma())
     n_cells = [max(1, round(length / (config.grid_inner_size * border))) for length in shape]
     y, x = (np.linspace(0.0, length - 1.0, n + 1) for length, n in zip(shape, n_cells, strict=True))
     return y, x

@@ -290,14 +290,14 @@ class ImageDifferenceTask(CmdLineTask):
                 raise
             raise NoTemplateCoverage(coverage, expected) from error
 
-    def excludeImplausible(self, which: str, exposure: Exposure) -> Exposure:
+    def excludeImplausible(self, which: str, exposure: Exposure, *, during: str = "n") -> Exposure:
         """Return an exposure in which pixels that no detector can have measured count as no data; see `exclude_implausible`."""
         exposure, n_pixels = exclude_implausible(which, exposure)
         if n_pixels:
             self.log.warning(
                 "%d pixels of the %s exposure are beyond any detector, and count as no data", n_pixels, which
             )
-        self.metadata[f"nImplausiblePixels{which.capitalize()}"] = n_pixels
+        self.metadata[f"{during}ImplausiblePixels{which.capitalize()}"] = n_pixels
         return exposure
 
     def _detect(self, made: Subtraction, idFactory: Callable[[], int]) -> Catalog | None:
@@ -350,7 +350,17 @@ class ImageDifferenceTask(CmdLineTask):
         ------
         InsufficientPsfStars
             Raised if a PSF is missing and there are too few stars to fit one.
+        UnusableExposure
+            Raised if an exposure has a PSF or pixels that nothing can be done with.
         """
+        # Before a sky is fitted to them: `run` looks again, at whatever it is given.
+        exposure = self.excludeImplausible("science", exposure, during="characterize")
+        if exposure.psf is not None:
+            check_science(exposure)
+        if templateExposure is not None:
+            templateExposure = self.excludeImplausible("template", templateExposure, during="characterize")
+            if templateExposure.psf is not None:
+                check_template(templateExposure)
         with self.timer("characterizeScience"):
             found = self.characterize.run(exposure)
         with self.timer("characterizeTemplate"):

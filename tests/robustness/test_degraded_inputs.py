@@ -41,7 +41,7 @@ def test_a_degraded_pair_gives_a_sound_catalog_or_a_named_error(seed, in_time):
     difference(seed)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("seed", range(N_QUICK, N_ALL))
 def test_more_degraded_pairs_give_a_sound_catalog_or_a_named_error(seed, in_time):
     difference(seed)

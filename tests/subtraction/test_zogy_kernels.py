@@ -5,7 +5,8 @@ import pytest
 
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
 from alertprod.subtraction._filters import power_spectrum
-from alertprod.subtraction._zogy_kernels import compute_zogy_kernels
+from alertprod.subtraction._zogy_kernels import _place_nodes, compute_zogy_kernels
+from alertprod.subtraction.zogy_config import ZogyConfig
 
 GAUSSIANS = GaussianPsf.from_sigma(2.4), GaussianPsf.from_sigma(1.8)
 MOFFATS = MoffatPsf(fwhm=4.4, beta=3.0), MoffatPsf(fwhm=3.6, beta=3.0, ellipticity=0.1)
@@ -66,3 +67,18 @@ def test_equal_psfs_need_no_kernel():
         assert kernel[middle, middle] == pytest.approx(1.0, abs=1e-9)
         assert np.abs(kernel).sum() == pytest.approx(1.0, abs=1e-6)
     assert images[0].shape == images[1].shape
+
+
+def test_a_psf_without_a_width_asks_for_no_border_of_its_own():
+    class Needle(GaussianPsf):
+        def compute_offset_image(self, **at):
+            return np.where(super().compute_offset_image(**at) > 0.1, 1.0, 0.0)
+
+    broad, needle = GaussianPsf.from_sigma(2.4, size=25), Needle.from_sigma(1.0, size=25)
+    with pytest.raises(ValueError, match="adaptive moments"):
+        needle.compute_sigma()
+    config = ZogyConfig(do_spatial_grid=True)
+    for found, wanted in zip(
+        _place_nodes((900, 700), broad, needle, config), _place_nodes((900, 700), broad, broad, config), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)

@@ -14,6 +14,7 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.psf.analytic import GaussianPsf
 from alertprod.psf.model import PointSpreadFunction
+from alertprod.tasks.image_difference import ImageDifferenceTask
 from alertprod.tasks.input_checks import (
     GRID_TOLERANCE_PIXELS,
     PLAUSIBLE_PULL,
@@ -319,3 +320,18 @@ def test_a_difference_is_refused_without_a_psf_or_one_without_width():
 def test_a_psf_that_is_no_odd_square_is_refused(which, shape):
     with pytest.raises(UnusableExposure, match=rf"psf: its size is \d, its image \({shape[0]}, {shape[1]}\)"):
         CHECKS[which](make_exposure(psf=StampPsf(np.ones(shape))))
+
+
+# -- before a sky is fitted --
+
+
+def test_a_broken_exposure_is_refused_before_anything_is_fitted_to_it():
+    task = ImageDifferenceTask()
+    with pytest.raises(UnusableExposure, match="science exposure: psf: it has no width"):
+        task.characterizeInputs(make_exposure(psf=StampPsf(np.ones((1, 1)))), None)
+    with pytest.raises(UnusableExposure, match="template exposure: psf: its sum is -81"):
+        task.characterizeInputs(make_exposure(), make_exposure(psf=StampPsf(np.full((9, 9), -1.0))))
+    absurd = make_exposure(psf=None)
+    absurd.image[...] = 1e30
+    with pytest.raises(UnusableExposure, match="template exposure: image: all 11700 usable pixels are above"):
+        task.characterizeInputs(make_exposure(), absurd)
