@@ -27,8 +27,10 @@ lint: $(VENV)/.installed-dev  ## Style and layers
 typecheck: $(VENV)/.installed-dev  ## Types
 	$(BIN)/mypy
 
+# More processes than cores: daemons' tests mostly wait. Whoever runs out of tests takes over some of another's.
+TEST_PROCESSES ?= 3
 check: $(VENV)/.installed-dev  ## The tests alone; ARGS passes options on to pytest
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal $(ARGS)
 
 test-faults: $(VENV)/.installed-dev  ## The long versions: faults on a real Kafka, random inputs; one part: ARGS="-k broker"
 	$(BIN)/pytest -m faults $(ARGS)
