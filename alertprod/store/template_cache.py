@@ -8,16 +8,17 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import pickle
 import struct
 import time
 import uuid
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alertprod import __version__
 from alertprod._typing import FloatArray, IntArray
@@ -27,10 +28,11 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.images.profile import InstrumentProfile
 from alertprod.store.files import translated_errors
 from alertprod.store.images import ImageStore
+from alertprod.store.tile_facts import decode_facts, encode_facts
 
-_MAGIC = b"alertprod tile 1"
-_HEAD = struct.Struct("<16sQQQ")
-"""Magic, rows, columns, bytes of the pickled rest; image, mask and variance follow it, each at a whole page."""
+_MAGIC = b"alertprod tile 2"
+_HEAD = struct.Struct("<16sQQQI")
+"""Magic, rows, columns, bytes of what describes the planes and their CRC-32; image, mask and variance follow it, each at a whole page."""
 
 _PAGE = 4096
 
@@ -75,7 +77,8 @@ class TemplateCache:
     -----
     Any number of processes may share a folder; a tile that several of them want at once is decoded by one. A tile is
     known by URI, size, time of writing, profile and program version: a changed file is another tile, and the old one
-    goes by age. The files hold pickles: nobody else may be able to write to the folder.
+    goes by age. What describes a tile is always what its file here would say, kept or not, so that an exposure's bytes
+    do not depend on the room in the folder.
     """
 
     def __init__(
@@ -148,10 +151,10 @@ class TemplateCache:
 
     def _fill(self, path: Path, uri: str, profile: InstrumentProfile | None) -> Exposure:
         exposure = self._prepare(self._images.load(uri, profile))
-        facts = _pickle_facts(exposure)
+        facts = encode_facts(exposure)
         size = _compute_offsets(exposure.shape, len(facts))[-1]
         if size > self._max_bytes:
-            return _read_only(exposure)
+            return _make_tile(_planes(exposure), facts)
         temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}{_PARTIAL_SUFFIX}")
         try:
             with self._locked(_ROOM_LOCK), translated_errors(str(path)):
@@ -164,8 +167,10 @@ class TemplateCache:
                 finally:
                     temporary.unlink(missing_ok=True)
         except DiskFull:
-            return _read_only(exposure)  # slower from now on, not wrong, and counted as a miss each time
-        return _read_tile(path) or _read_only(exposure)
+            return _make_tile(
+                _planes(exposure), facts
+            )  # slower from now on, not wrong, and counted as a miss each time
+        return _read_tile(path) or _make_tile(_planes(exposure), facts)
 
     def _make_room(self, size: int) -> None:
         """Remove the least recently used until `size` more bytes fit; the caller holds the lock on the room."""
@@ -213,7 +218,7 @@ class TemplateCache:
 
 def _write_tile(file: IO[bytes], exposure: Exposure, facts: bytes) -> None:
     offsets = _compute_offsets(exposure.shape, len(facts))
-    file.write(_HEAD.pack(_MAGIC, *exposure.shape, len(facts)))
+    file.write(_HEAD.pack(_MAGIC, *exposure.shape, len(facts), zlib.crc32(facts)))
     file.write(facts)
     for plane, offset, dtype in zip(_planes(exposure), offsets, _DTYPES, strict=False):
         file.seek(offset)
@@ -234,18 +239,19 @@ def _read_tile(path: Path) -> Exposure | None:
             head = file.read(_HEAD.size)
             if len(head) < _HEAD.size:
                 return None
-            magic, n_rows, n_columns, n_facts = _HEAD.unpack(head)
+            magic, n_rows, n_columns, n_facts, checksum = _HEAD.unpack(head)
             shape = (n_rows, n_columns)
             offsets = _compute_offsets(shape, n_facts)
             if magic != _MAGIC or os.fstat(file.fileno()).st_size != offsets[-1]:
                 return None
-            wcs, psf, photo_calib, info = pickle.loads(file.read(n_facts))  # noqa: S301 - the folder is ours alone
-            image, mask, variance = (
+            facts = file.read(n_facts)
+            if zlib.crc32(facts) != checksum:
+                return None
+            planes = [
                 np.asarray(np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape))
                 for dtype, offset in zip(_DTYPES, offsets, strict=False)
-            )
-    planes = MaskedImage(image, mask, variance)
-    return Exposure(masked_image=planes, wcs=wcs, psf=psf, photo_calib=photo_calib, info=info)
+            ]
+    return _make_tile(planes, facts)
 
 
 _DTYPES = ("<f4", "<i4", "<f4")
@@ -254,10 +260,6 @@ _DTYPES = ("<f4", "<i4", "<f4")
 
 def _planes(exposure: Exposure) -> tuple[FloatArray, IntArray, FloatArray]:
     return exposure.image, exposure.mask, exposure.variance
-
-
-def _pickle_facts(exposure: Exposure) -> bytes:
-    return pickle.dumps((exposure.wcs, exposure.psf, exposure.photo_calib, exposure.info), pickle.HIGHEST_PROTOCOL)
 
 
 def _compute_offsets(shape: tuple[int, int], n_facts: int) -> list[int]:
@@ -275,7 +277,16 @@ def _stamp_use(path: Path) -> None:
     os.utime(path, ns=(now, now))
 
 
-def _read_only(exposure: Exposure) -> Exposure:
-    for plane in _planes(exposure):
+def _make_tile(planes: Sequence[NDArray[Any]], facts: bytes) -> Exposure:
+    """Return an exposure of these planes, which cannot be written to any more."""
+    for plane in planes:
         plane.flags.writeable = False
-    return exposure
+    image, mask, variance = planes
+    described = decode_facts(facts)
+    return Exposure(
+        masked_image=MaskedImage(image, mask, variance),
+        wcs=described.wcs,
+        psf=described.psf,
+        photo_calib=described.photo_calib,
+        info=described.info,
+    )

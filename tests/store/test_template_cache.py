@@ -1,16 +1,23 @@
 import errno
 import multiprocessing
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from alertprod.errors import ConfigError, CorruptImage, ImageNotYetAvailable
+from alertprod.images.exposure import ExposureInfo
 from alertprod.images.fits_io import save_exposure
+from alertprod.images.photo_calib import PhotoCalib
 from alertprod.images.profile import load_profile
+from alertprod.psf.analytic import GaussianPsf, MoffatPsf
+from alertprod.psf.psfex import PsfexPsf
 from alertprod.store.images import ImageStore
 from alertprod.store.template_cache import CacheCounts, TemplateCache
+from alertprod.store.tile_facts import decode_facts, encode_facts
 
 PLENTY = 1 << 30
 
@@ -136,7 +143,7 @@ def test_a_full_disk_costs_speed_and_not_the_exposure(tiles, folder, monkeypatch
     assert files(folder) == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"short", b"alertprod tile 1" + bytes(24)])
+@pytest.mark.parametrize("damage", [b"", b"short", b"alertprod tile 1" + bytes(24), b"alertprod tile 2" + bytes(24)])
 def test_a_damaged_file_is_made_anew(tiles, folder, damage):
     cache = TemplateCache(folder, max_bytes=PLENTY)
     cache.load(tiles[1])
@@ -206,3 +213,74 @@ def test_processes_that_read_and_evict_at_once_see_whole_tiles(tiles, folder, ti
     assert sum(counts.evictions for _, counts in outcomes) > 0
     assert all(counts.hits + counts.misses == 100 for _, counts in outcomes)
     assert TemplateCache(folder, max_bytes=PLENTY).compute_size_bytes() <= 2 * tile_bytes
+
+
+@pytest.mark.parametrize(
+    "psf",
+    [
+        None,
+        GaussianPsf(fwhm=3.7, ellipticity=0.1, position_angle_deg=12.3, size=31, average_position=(4.0, 5.5)),
+        MoffatPsf(fwhm=4.1, beta=2.9, ellipticity=0.05, position_angle_deg=-7.0),
+        PsfexPsf(
+            np.stack([GaussianPsf(fwhm=4 + n, size=31).compute_kernel_image(x=0, y=0) / (1 + 3 * n) for n in range(3)]),
+            degree=1, zero=(100.1, 50.7), scale=(99.9, 51.3), sampling=0.7, size=21,
+        ),
+        PsfexPsf(np.ones((4, 9, 9)), degree=(1, 1), zero=(3.0, 3.0), scale=(10.0, 10.0)),
+    ],
+)  # fmt: skip
+def test_what_describes_a_tile_comes_back_to_the_last_bit(exposure, wcs, psf):
+    info = ExposureInfo(
+        instrument="SimCam", visit=2**53 + 1, band="r", shutter_open_mjd_tai=60000.1 + 1e-11, gain=np.float32(1.7),
+        provenance={"sky": "é\n"},
+    )  # fmt: skip
+    photo_calib = PhotoCalib(njy_per_count=0.1 + 0.2, is_nominal=True, njy_per_count_err=1e-3)
+    tile = replace(exposure(wcs=wcs()), psf=psf, info=info, photo_calib=photo_calib)
+    found = decode_facts(encode_facts(tile))
+    assert (found.info, found.photo_calib) == (info, photo_calib)
+    np.testing.assert_array_equal(found.wcs.pixel_to_sky(x=13.3, y=7.1), tile.wcs.pixel_to_sky(x=13.3, y=7.1))
+    assert type(found.psf) is type(psf)
+    if psf is not None:
+        assert (found.psf.size, found.psf.average_position) == (psf.size, psf.average_position)
+        for place in ({"x": 1.0, "y": 2.0}, {"x": 60.5, "y": 31.0}):
+            np.testing.assert_array_equal(found.psf.compute_kernel_image(**place), psf.compute_kernel_image(**place))
+
+
+def test_a_spoilt_description_is_made_anew(tiles, folder):
+    cache = TemplateCache(folder, max_bytes=PLENTY)
+    cache.load(tiles[0])
+    (name,) = files(folder)
+    whole = bytearray((folder / name).read_bytes())
+    whole[whole.index(b"photo_calib")] ^= 1
+    (folder / name).write_bytes(whole)
+    assert cache.load(tiles[0]).image.mean() == pytest.approx(0.0, abs=1.0)
+    assert cache.take_counts() == CacheCounts(misses=2)
+
+
+class Bomb:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_nothing_in_a_description_is_executed(tmp_path, end):
+    """Not even in one that was forged with care."""
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        decode_facts(pickle.dumps(Bomb(tmp_path / "mark")) + end)
+    for forged in (b"[]", b"{}", b"1", b'{"wcs": null, "psf": {"kind": "os.system"}, "photo_calib": {}, "info": {}}'):
+        with pytest.raises((ValueError, TypeError, LookupError)):
+            decode_facts(forged + end)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_tile_without_room_is_described_as_one_that_is_kept(tiles, folder, tmp_path):
+    kept = TemplateCache(folder, max_bytes=PLENTY).load(tiles[0])
+    passed = TemplateCache(tmp_path / "small", max_bytes=10).load(tiles[0])
+    assert passed.info == kept.info
+    at = {"x": 30.3, "y": 20.2}
+    np.testing.assert_array_equal(passed.wcs.pixel_to_sky(**at), kept.wcs.pixel_to_sky(**at))
+    np.testing.assert_array_equal(passed.psf.compute_kernel_image(**at), kept.psf.compute_kernel_image(**at))
