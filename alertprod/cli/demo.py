@@ -62,7 +62,7 @@ def run_demo(directory: Path, config: NightConfig, *, as_json: bool) -> int:
     night_directory = directory / "night"
     with EmbeddedBroker(TOPICS) as broker, progress_bar() as progress, Listener(broker.bootstrap_servers) as listener:
         simulating = progress.add_task("Simulating the night", total=None)
-        starting = progress.add_task("Starting the daemon", total=1)
+        starting = progress.add_task("Starting the daemon (its first start here compiles)", total=1)
         daemon = DaemonProcess(
             directory,
             bootstrap_servers=broker.bootstrap_servers,
@@ -83,7 +83,7 @@ def run_demo(directory: Path, config: NightConfig, *, as_json: bool) -> int:
                 progress=lambda done, total, _: progress.update(simulating, completed=done, total=total),
                 on_templates=start_daemon,
             )
-            _say("waiting for the daemon")
+            _say("waiting for the daemon; its first start here compiles, for a minute or more")
             daemon.wait_ready()
             progress.advance(starting)
             problems = _observe(night, daemon, listener, broker.bootstrap_servers, progress)

@@ -25,7 +25,9 @@ ALERTS, SUMMARIES, EVENTS, DEAD_LETTERS = "alerts", "visit-summary", "visit-read
 TOPICS = {EVENTS: 4, "next-visit": 1, ALERTS: 4, SUMMARIES: 1, DEAD_LETTERS: 1, "alerts-replay": 1}
 """Topics of the demonstration and their partitions: twice as many lanes as workers."""
 
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 900.0
+"""The first start on a machine compiles every loop: a minute of CPU, many where other programs want the cores too."""
+
 _DRAIN_TIMEOUT_S = 60.0
 
 Exposure = tuple[int, int]
