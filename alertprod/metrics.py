@@ -124,7 +124,13 @@ reason to drop one: flags by name, trails, positions that failed."""
 
 _DROPPED = "dropped_"
 
-SHORTCOMINGS: Final = ("scorer_failed", "ephemerides_failed", "missing_cutouts", "difference_not_kept")
+SHORTCOMINGS: Final = (
+    "scorer_failed",
+    "ephemerides_failed",
+    "missing_cutouts",
+    "shortened_alerts",
+    "difference_not_kept",
+)
 """What alerts may lack though they go out, as the visit summary counts it."""
 
 OTHER: Final = "other"

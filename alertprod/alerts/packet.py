@@ -32,6 +32,12 @@ from alertprod.alerts.wire_names import (
 from alertprod.association.associate import Association
 from alertprod.measurement.catalog import Catalog
 
+LEFT_OUT_HEADER = "left_out"
+"""Of an alert that would have been too large: what of it is missing."""
+
+_FRAMING_BYTES = 128
+"""More than the wire header, the lengths and the branches of a packet take together."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PacketInfo:
@@ -61,6 +67,7 @@ def make_messages(
     info: PacketInfo,
     *,
     producer_timestamp_ms: int | None = None,
+    max_bytes: int | None = None,
 ) -> Iterator[AlertMessage]:
     """Yield the alert of each source of an association, in its order.
 
@@ -70,6 +77,10 @@ def make_messages(
         One triplet a source, in the order of ``association.sources``.
     producer_timestamp_ms
         For the headers: milliseconds since 1970 UTC, where known.
+    max_bytes
+        What a value may have at most, some kilobytes at least: a broker refuses larger ones. An alert that has more
+        leaves out the oldest of its history, then, if its cutouts alone are too large, these. Its header ``left_out``
+        says which: ``history``, ``cutouts`` or both, with a comma between.
 
     Raises
     ------
@@ -80,7 +91,7 @@ def make_messages(
     -----
     ``prvDiaSources`` holds the earlier sources of the object, oldest first, never the trigger, and is null where there
     are none: ``diaObject.nDiaSources`` is one more than its length. ``prvDiaForcedSources`` ends with this exposure's
-    measurement and may be empty. Sources matched with a Solar System body carry what is known of that in place of object
+    measurement and may be empty. Where history is left out the object is still that of all of it. Sources matched with a Solar System body carry what is known of that in place of object
     and history.
     """
     sources, history = association.sources, association.history
@@ -110,20 +121,57 @@ def make_messages(
         cutouts,
         strict=True,
     )
-    empty = encode_array(())
-    for source_id, object_id, body_id, source, headers, triplet in facts:
-        value = (
-            encode_long(source_id),
-            *texts,
-            source,
-            encode_optional(earlier.get(object_id) if object_id else None),
-            encode_optional(forced.get(object_id, empty) if object_id else None),
+    for source_id, object_id, body_id, source, its_headers, triplet in facts:
+        first = (encode_long(source_id), *texts, source)
+        last = (
             encode_optional(objects[object_id] if object_id else None),
             encode_optional(bodies[source_id] if body_id else None),
             encode_optional(orbits[source_id] if body_id else None),
-            *(encode_optional(None if cutout is None else encode_bytes(cutout)) for cutout in triplet),
         )
-        yield AlertMessage(str(object_id or body_id).encode("ascii"), frame_alert(value), headers)
+        content = _Content(earlier.get(object_id, []), forced.get(object_id, []), triplet)
+        if max_bytes is not None:
+            content = _fit(content, max_bytes - sum(map(len, (*first, *last))) - _FRAMING_BYTES)
+        value = (
+            *first,
+            encode_optional(encode_array(content.earlier) if object_id and content.earlier else None),
+            encode_optional(encode_array(content.forced) if object_id else None),
+            *last,
+            *(encode_optional(None if cutout is None else encode_bytes(cutout)) for cutout in content.cutouts),
+        )
+        note = ((LEFT_OUT_HEADER, ",".join(content.left_out).encode()),) if content.left_out else ()
+        yield AlertMessage(str(object_id or body_id).encode("ascii"), frame_alert(value), (*its_headers, *note))
+
+
+class _Content(NamedTuple):
+    """What of a packet may be large."""
+
+    earlier: list[bytes]
+    """Encoded DiaSources, oldest first."""
+    forced: list[bytes]
+    cutouts: CutoutTriplet
+    left_out: tuple[str, ...] = ()
+
+
+def _fit(content: _Content, max_bytes: int) -> _Content:
+    """Return what fits: both histories from one time on, as their sizes allow; cutouts unless they alone are too large."""
+    earlier, forced, cutouts, left_out = content
+    n_cutouts = sum(len(cutout or b"") for cutout in cutouts)
+    n_history = sum(map(len, earlier)) + sum(map(len, forced))
+    if n_cutouts + n_history <= max_bytes:
+        return content
+    if n_cutouts > max_bytes:
+        cutouts, n_cutouts, left_out = CutoutTriplet(None, None, None), 0, ("cutouts",)
+    if n_cutouts + n_history > max_bytes:
+        share = max(0, max_bytes - n_cutouts) / n_history
+        earlier, forced, left_out = _newest(earlier, share), _newest(forced, share), ("history", *left_out)
+    return _Content(earlier, forced, cutouts, left_out)
+
+
+def _newest(rows: list[bytes], share: float) -> list[bytes]:
+    """Return as many of the last rows as have this share of all bytes."""
+    sizes = np.cumsum([len(row) for row in reversed(rows)])
+    n_kept = int(np.searchsorted(sizes, share * sizes[-1], side="right")) if rows else 0
+    return rows[len(rows) - n_kept :]
 
 
 def make_packets(
@@ -172,8 +220,8 @@ def _by_id(ids: IntArray, rows: list[bytes]) -> dict[int, bytes]:
 
 def _group_by_object(
     catalog: Catalog, object_ids: IntArray, id_name: str, names: Mapping[str, str], record: str
-) -> dict[int, bytes]:
-    """Return the records of each of the objects as an array of them, oldest first; objects without any are left out."""
+) -> dict[int, list[bytes]]:
+    """Return the records of each of the objects, oldest first; objects without any are left out."""
     catalog = catalog.select(np.isin(catalog["dia_object_id"], object_ids))
     owners = catalog["dia_object_id"]
     catalog = catalog.select(np.lexsort((catalog[id_name], catalog["midpoint_mjd_tai"], owners)))
@@ -181,4 +229,4 @@ def _group_by_object(
     groups: dict[int, list[bytes]] = {}
     for owner, row in zip(catalog["dia_object_id"].tolist(), rows, strict=True):
         groups.setdefault(owner, []).append(row)
-    return {owner: encode_array(group) for owner, group in groups.items()}
+    return groups

@@ -60,9 +60,17 @@ class Packaged:
     counts: dict[str, int]
     """By kind, for the visit summary."""
 
-    def messages(self, *, producer_timestamp_ms: int | None = None) -> Iterator[AlertMessage]:
+    def messages(
+        self, *, producer_timestamp_ms: int | None = None, max_bytes: int | None = None
+    ) -> Iterator[AlertMessage]:
         """Yield the alerts as they go on their topic, in the order of ``association.sources``."""
-        return make_messages(self.association, self.cutouts, self.info, producer_timestamp_ms=producer_timestamp_ms)
+        return make_messages(
+            self.association,
+            self.cutouts,
+            self.info,
+            producer_timestamp_ms=producer_timestamp_ms,
+            max_bytes=max_bytes,
+        )
 
     def packets(self) -> Iterator[dict[str, Any]]:
         """Yield the packets, in the order of ``association.sources``."""

@@ -12,7 +12,7 @@ import structlog
 
 from alertprod import __version__
 from alertprod.alerts.cutouts import CutoutConfig
-from alertprod.alerts.packet import PacketInfo
+from alertprod.alerts.packet import LEFT_OUT_HEADER, PacketInfo
 from alertprod.association.associate import Association, find_known
 from alertprod.association.config import AssociationConfig
 from alertprod.association.forced import ExposureFacts
@@ -45,6 +45,7 @@ from alertprod.store.sky import compute_footprint
 from alertprod.store.template_cache import TemplateCache
 from alertprod.store.templates import TemplateStore
 from alertprod.stream.messages import VisitReady
+from alertprod.stream.producer import MAX_MESSAGE_BYTES
 from alertprod.tasks.image_difference import ImageDifferenceTask
 
 ID_EXPOSURE_BITS = ID_BITS - COUNTER_BITS
@@ -52,6 +53,9 @@ ID_EXPOSURE_BITS = ID_BITS - COUNTER_BITS
 
 _MAX_ASSOCIATIONS = 20
 """A cell that moved so often within one exposure is not a neighbour at work but a fault: retried later."""
+
+_MAX_ALERT_BYTES = MAX_MESSAGE_BYTES - 65536
+"""What the brokers take, less key, headers and Kafka's own."""
 
 log = structlog.get_logger(__name__)
 
@@ -286,8 +290,12 @@ class ExposurePipeline:
             )
         with watch.stage("packets"):
             produced_ms = round(self._clock.unix_s() * 1000)
-            messages = [OutboxMessage(*message) for message in packaged.messages(producer_timestamp_ms=produced_ms)]
-        return Alerts(association=packaged.association, messages=messages, counts=packaged.counts)
+            made = packaged.messages(producer_timestamp_ms=produced_ms, max_bytes=_MAX_ALERT_BYTES)
+            messages = [OutboxMessage(*message) for message in made]
+        counts = {**packaged.counts, "shortened_alerts": sum(map(_is_shortened, messages))}
+        if counts["shortened_alerts"]:
+            log.warning("alerts too large for the brokers leave out history or cutouts", n=counts["shortened_alerts"])
+        return Alerts(association=packaged.association, messages=messages, counts=counts)
 
     def store_alerts(
         self, order: WorkOrder, alerts: Alerts, cell_versions: Mapping[int, int], summary: Mapping[str, Any]
@@ -407,6 +415,10 @@ class ExposurePipeline:
             evictions=counts.evictions,
             size_bytes=self._cache.compute_size_bytes(),
         )
+
+
+def _is_shortened(message: OutboxMessage) -> bool:
+    return any(name == LEFT_OUT_HEADER for name, _ in message.headers)
 
 
 def compute(pipeline: ExposurePipeline, event: VisitReady, watch: Stopwatch) -> Computed:

@@ -117,6 +117,38 @@ def test_bytes_are_those_of_a_general_encoder_of_dictionaries(make_association):
     assert packets[1]["cutoutScience"] == b"science" * 50
 
 
+def test_an_alert_that_is_too_large_leaves_out_the_oldest_of_its_history_and_says_so(make_association):
+    association = make_association(n_visits=60)
+    triplets = [CutoutTriplet(b"d" * 300, None, b"t" * 300)] * 2
+    whole = [message.value for message in make_messages(association, triplets, INFO)]
+    limit = len(whole[0]) // 2
+    assert len(whole[1]) < limit
+    known, new = make_messages(association, triplets, INFO, max_bytes=limit)
+    assert (new.value, dict(known.headers)["left_out"]) == (whole[1], b"history")
+    assert "left_out" not in dict(new.headers)
+    assert 0.9 * limit < len(known.value) <= limit
+    packet, complete = decode_alert(known.value), decode_alert(whole[0])
+    sources, forced = packet["prvDiaSources"], packet["prvDiaForcedSources"]
+    assert sources == complete["prvDiaSources"][-len(sources) :]
+    assert forced == complete["prvDiaForcedSources"][-len(forced) :]
+    assert abs(len(sources) / 60 - len(forced) / 61) < 0.05
+    assert packet["diaObject"] == complete["diaObject"]
+    assert packet["cutoutDifference"] == b"d" * 300
+
+
+def test_cutouts_go_only_where_they_alone_are_too_large(make_association):
+    association = make_association(n_visits=60)
+    triplets = [CutoutTriplet(b"d" * 20_000, b"s" * 20_000, None), CutoutTriplet(b"d", None, None)]
+    for limit, left_out in ((50_000, b"history"), (35_000, b"cutouts"), (12_000, b"history,cutouts")):
+        known, new = make_messages(association, triplets, INFO, max_bytes=limit)
+        packet = decode_alert(known.value)
+        assert len(known.value) <= limit
+        assert dict(known.headers)["left_out"] == left_out
+        assert (packet["cutoutDifference"] is None) == (b"cutouts" in left_out)
+        assert (len(packet["prvDiaSources"]) < 60) == (b"history" in left_out)
+        assert decode_alert(new.value)["cutoutDifference"] == b"d"
+
+
 def test_one_triplet_a_source_is_required(make_association):
     with pytest.raises(ValueError, match="zip"):
         list(make_packets(make_association(), [CutoutTriplet(None, None, None)], INFO))
