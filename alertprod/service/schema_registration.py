@@ -84,8 +84,8 @@ def register(registry: SchemaRegistry, registration: Registration, *, force: boo
     text = json.dumps(registration.schema)
     ours = to_parsing_canonical_form(registration.schema)
     holder = registry.get_schema(schema_id)
-    if holder is not None and _canonical(holder) != ours:
-        problem = f"another schema has the id {schema_id} there: {_name(holder)}"
+    if holder is not None and _canonical(holder.schema) != ours:
+        problem = f"another schema has the id {schema_id} there: {_name(holder.schema)}"
         raise RegistryRefused(registry.url, f"register {subject}", _CONFLICT, problem)
     versions = registry.get_versions(subject)
     if any(each.schema_id == schema_id for each in versions):
@@ -104,7 +104,7 @@ def register(registry: SchemaRegistry, registration: Registration, *, force: boo
             raise RegistryRefused(registry.url, f"register {subject}", _CONFLICT, problem)
     registry.register(subject, text, schema_id=schema_id, version=registration.version)
     stored = registry.get_schema(schema_id)
-    if stored is None or _canonical(stored) != ours:
+    if stored is None or _canonical(stored.schema) != ours:
         problem = f"what it gives for id {schema_id} is not what was registered"
         raise RegistryRefused(registry.url, f"register {subject}", _CONFLICT, problem)
     return "registered"

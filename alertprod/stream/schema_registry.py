@@ -1,4 +1,4 @@
-"""The REST interface of a Confluent-compatible schema registry, as far as registering under a fixed id needs it.
+"""The REST interface of a Confluent-compatible schema registry: a schema by its id, and registering under a fixed id.
 
 Registries number schemas themselves unless a subject is in mode IMPORT. Some do not have that mode, and some have it
 and number all the same: so what was registered is asked for again, and taken back where it went wrong.
@@ -20,6 +20,8 @@ _MEDIA_TYPE: Final = "application/vnd.schemaregistry.v1+json"
 _MAX_ANSWER_BYTES: Final = 8 << 20
 """The alert's schema with its documentation is 60 kB; a list of a thousand versions is less than this too."""
 
+_NO_REGISTRY: Final = "the answer is not a registry's"
+
 IMPORT_MODE: Final = "IMPORT"
 
 
@@ -32,6 +34,16 @@ class RegistryRefused(AlertprodError):
 
     def __str__(self) -> str:
         return f"{self.url}: {self.doing}: {self.problem} (HTTP status {self.status})"
+
+
+class StoredSchema(NamedTuple):
+    """What a registry has under an id."""
+
+    schema: str
+    """As JSON text, where it is Avro."""
+    schema_type: str = "AVRO"
+    has_references: bool = False
+    """It is not whole: the rest is in other subjects."""
 
 
 class RegisteredSchema(NamedTuple):
@@ -83,10 +95,15 @@ class SchemaRegistry:
             )
         return [str(subject) for subject in answer]
 
-    def get_schema(self, schema_id: int) -> str | None:
-        """Return the schema with an id, as JSON text; None where there is none."""
-        answer = self._ask("GET", f"/schemas/ids/{schema_id}")
-        return None if answer is None else str(answer["schema"])
+    def get_schema(self, schema_id: int) -> StoredSchema | None:
+        """Return the schema with an id; None where there is none."""
+        path = f"/schemas/ids/{schema_id}"
+        answer = self._ask("GET", path)
+        if answer is None:
+            return None
+        if not (isinstance(answer, dict) and isinstance(answer.get("schema"), str)):
+            raise RegistryUnavailable(f"{self.url}: GET {path}: {_NO_REGISTRY}")
+        return StoredSchema(answer["schema"], str(answer.get("schemaType", "AVRO")), bool(answer.get("references")))
 
     def get_versions(self, subject: str) -> list[RegisteredSchema]:
         """Return all versions of a subject, oldest first; none where the subject is not there."""
@@ -173,8 +190,8 @@ class SchemaRegistry:
             raise RegistryUnavailable(f"{self.url}: {doing}: {error!r}") from error
         try:
             return json.loads(answer) if answer else {}
-        except ValueError as error:
-            raise RegistryUnavailable(f"{self.url}: {doing}: the answer is not a registry's") from error
+        except (ValueError, RecursionError) as error:
+            raise RegistryUnavailable(f"{self.url}: {doing}: {_NO_REGISTRY}") from error
 
 
 def _read_problem(error: urllib.error.HTTPError) -> str:

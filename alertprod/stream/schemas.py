@@ -5,22 +5,18 @@ means one thing or the other, never both.
 """
 
 import functools
-import http.client
 import json
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import OrderedDict
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeVar
 
 import fastavro
 
 from alertprod._resources import schemas_directory
-from alertprod.errors import ConfigError, InvalidEvent, RegistryUnavailable
+from alertprod.errors import InvalidEvent, RegistryUnavailable
+from alertprod.stream.schema_registry import RegistryRefused, SchemaRegistry, StoredSchema
 
 SCHEMA_IDS: Final[Mapping[int, str]] = {1: "visit_ready", 2: "next_visit", 3: "visit_summary", 4: "dead_letter"}
 """Ids 1 to 99 are ours. An id is for ever: a changed schema gets a new id, the old file stays."""
@@ -28,7 +24,7 @@ SCHEMA_IDS: Final[Mapping[int, str]] = {1: "visit_ready", 2: "next_visit", 3: "v
 MAX_EVENT_BYTES: Final = 1 << 20
 """A visit_ready with a thousand template URIs is a tenth of this; what is longer is no event."""
 
-_MAX_SCHEMA_BYTES: Final = 1 << 20
+_MAX_SCHEMA_LENGTH: Final = 1 << 20
 _MAX_SCHEMA_NODES: Final = 2000
 """Of a registry's schema with its named types written out; ours have about 20. Bounds the work on each event."""
 
@@ -110,13 +106,7 @@ class RegistrySchemas:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, authorization: str | None = None) -> None:
-        if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
-            raise ConfigError("configuration", "registry url", f"{url!r} is neither http nor https")
-        self._url = url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._headers = {"Accept": "application/vnd.schemaregistry.v1+json, application/json"}
-        if authorization is not None:
-            self._headers["Authorization"] = authorization
+        self._registry = SchemaRegistry(url, timeout_s=timeout_s, authorization=authorization)
         self._lock = threading.Lock()
         self._known: OrderedDict[int, ParsedSchema] = OrderedDict()
         self._unknown: OrderedDict[int, float] = OrderedDict()
@@ -144,45 +134,31 @@ class RegistrySchemas:
         """Tell whether the registry has a schema; `RegistryUnavailable` when it does not answer."""
         return self._fetch(schema_id) is not None
 
-    def _fetch(self, schema_id: int) -> bytes | None:
-        request = urllib.request.Request(f"{self._url}/schemas/ids/{schema_id}", headers=self._headers)  # noqa: S310 - the scheme is checked above
+    def _fetch(self, schema_id: int) -> StoredSchema | None:
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310 - likewise
-                body: bytes = response.read(_MAX_SCHEMA_BYTES + 1)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == HTTPStatus.NOT_FOUND:
-                return None
-            raise RegistryUnavailable(f"{self._url}: schema {schema_id}: HTTP status {error.code}") from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise RegistryUnavailable(f"{self._url}: schema {schema_id}: {error!r}") from error
-        if len(body) > _MAX_SCHEMA_BYTES:
-            raise InvalidEvent("schema id", f"schema {schema_id} is longer than {_MAX_SCHEMA_BYTES} bytes")
-        return body
+            return self._registry.get_schema(schema_id)
+        except RegistryRefused as refusal:
+            # It wants a password, say: that is no fault of the event.
+            raise RegistryUnavailable(str(refusal)) from refusal
 
 
-def parse_foreign_schema(answer: bytes, schema_id: int) -> ParsedSchema:
-    """Parse a registry's answer to ``GET schemas/ids/N``.
+def parse_foreign_schema(stored: StoredSchema, schema_id: int) -> ParsedSchema:
+    """Parse a schema from a registry.
 
     Raises
     ------
     InvalidEvent
-        Raised if the schema is not Avro, refers to other subjects, or allows a few bytes of an event to
+        Raised if the schema is not Avro, refers to other subjects, is very long, or allows a few bytes of an event to
         stand for unbounded data: recursion, values of no bytes in arrays, thousands of nested fields.
-    RegistryUnavailable
-        Raised if the answer is not a registry's: a proxy's page, for example.
     """
-    try:
-        document = json.loads(answer)
-        text = document["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RegistryUnavailable(f"the answer for schema {schema_id} is not a registry's: {error!r}") from error
-    if document.get("schemaType", "AVRO") != "AVRO":
-        raise InvalidEvent("schema id", f"schema {schema_id} is {document['schemaType']}, not Avro")
-    if document.get("references"):
+    if stored.schema_type != "AVRO":
+        raise InvalidEvent("schema id", f"schema {schema_id} is {stored.schema_type}, not Avro")
+    if stored.has_references:
         raise InvalidEvent("schema id", f"schema {schema_id} refers to other subjects, which is not supported")
+    if len(stored.schema) > _MAX_SCHEMA_LENGTH:
+        raise InvalidEvent("schema id", f"schema {schema_id} is longer than {_MAX_SCHEMA_LENGTH} characters")
     try:
-        declared = json.loads(text)
+        declared = json.loads(stored.schema)
         schema = fastavro.parse_schema(declared)
         _SchemaGuard().check(fastavro.schema.expand_schema(declared), schema_id)
     except InvalidEvent:

@@ -66,7 +66,7 @@ def test_the_whole_alert_schema_survives_a_registry(url, subject):
     (version,) = registry.get_versions(subject)
     assert version.schema_id == schema_id
     assert json.loads(version.schema) == schema
-    assert json.loads(registry.get_schema(schema_id)) == schema
+    assert json.loads(registry.get_schema(schema_id).schema) == schema
     assert RegistrySchemas(url).get(schema_id)["name"] == "lsst.v11_1.alert"
 
 

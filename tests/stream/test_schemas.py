@@ -10,6 +10,7 @@ import pytest
 
 from alertprod.errors import ConfigError, InvalidEvent, RegistryUnavailable
 from alertprod.stream.messages import NextVisit, decode_next_visit, encode_event
+from alertprod.stream.schema_registry import StoredSchema
 from alertprod.stream.schemas import SCHEMA_IDS, FixedSchemas, RegistrySchemas, load_event_schema, parse_foreign_schema
 
 EVENT = NextVisit(instrument="Cam", visit=42, band="r", ra_deg=10.0, dec_deg=-10.0, shutter_opens_at_mjd_tai=61000.0)
@@ -168,22 +169,33 @@ HOSTILE = {
 @pytest.mark.parametrize("schema", HOSTILE.values(), ids=HOSTILE)
 def test_a_schema_that_lets_few_bytes_stand_for_much_is_refused(schema):
     with pytest.raises(InvalidEvent, match="schema 7"):
-        parse_foreign_schema(json.dumps({"schema": json.dumps(schema)}).encode(), 7)
+        parse_foreign_schema(StoredSchema(json.dumps(schema)), 7)
 
 
 @pytest.mark.parametrize(
-    "more", [{"schemaType": "PROTOBUF"}, {"references": [{"name": "a", "subject": "b", "version": 1}]}]
+    ("more", "problem"),
+    [
+        ({"schemaType": "PROTOBUF"}, "PROTOBUF"),
+        ({"references": [{"name": "a", "subject": "b", "version": 1}]}, "other subjects"),
+    ],
 )
-def test_a_schema_of_another_kind_is_refused(more):
-    with pytest.raises(InvalidEvent):
-        parse_foreign_schema(json.dumps({"schema": json.dumps(FOREIGN), **more}).encode(), 7)
+def test_a_schema_of_another_kind_is_refused(registry, more, problem):
+    registry.put(1007, FOREIGN, **more)
+    with pytest.raises(InvalidEvent, match=problem):
+        RegistrySchemas(registry.url).get(1007)
+
+
+def test_a_very_long_schema_is_refused(registry):
+    registry.put(1007, {**FOREIGN, "doc": "x" * (1 << 20)})
+    with pytest.raises(InvalidEvent, match="longer"):
+        RegistrySchemas(registry.url).get(1007)
 
 
 @pytest.mark.parametrize("name", SCHEMA_IDS.values())
 def test_our_own_schemas_would_be_accepted_from_a_registry(name):
     schema = load_event_schema(name)
     text = json.dumps({key: value for key, value in schema.items() if not key.startswith("__")})
-    parsed = parse_foreign_schema(json.dumps({"schema": text}).encode(), 7)
+    parsed = parse_foreign_schema(StoredSchema(text), 7)
     assert fastavro.schema.fingerprint(fastavro.schema.to_parsing_canonical_form(parsed), "SHA-256") == (
         fastavro.schema.fingerprint(fastavro.schema.to_parsing_canonical_form(schema), "SHA-256")
     )
