@@ -7,6 +7,7 @@ import typer
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, out, print_json
 from alertprod.config import load_config
+from alertprod.errors import ConfigError
 
 app = typer.Typer(help="The database: its schema, its health.", no_args_is_help=True)
 
@@ -19,6 +20,8 @@ def upgrade(config: ConfigOption = None, url: UrlOption = None) -> None:
     from alertprod.store.database import Database
 
     database = Database(url or load_config(config).store.open_url())
+    if database.folder is not None and not database.folder.is_dir():
+        raise ConfigError(str(database), "store.database_url", f"there is no folder {database.folder}")
     before = database.current_revision()
     database.upgrade()
     out.print(f"{database}: {before or 'no schema'} -> {database.current_revision()}", markup=False)

@@ -54,7 +54,12 @@ def send(
         Path | None, typer.Option(help="With --watch: what was sent, for the next start; in the folder by default.")
     ] = None,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Mark them as replays: no age limit, alerts go to the replay topic.")
+        bool,
+        typer.Option(
+            "--replay",
+            help="Mark them as replays: an exposure that was published has its stored alerts sent again, on the replay "
+            "topic; one that is new is processed whatever its age, and published as any other.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the events as JSON lines; send nothing.")] = False,
 ) -> None:

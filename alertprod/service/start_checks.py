@@ -64,6 +64,10 @@ class StartRefused(ConfigError):
 
 def check_database(database: Database) -> Iterator[Finding]:
     """Look at the database's version; an empty one gets its tables."""
+    folder = database.folder
+    if folder is not None and not folder.is_dir():
+        yield Finding("database", f"{database}: there is no folder {folder}; make it, or mount its disk")
+        return
     try:
         if database.current_revision() is None:
             database.upgrade()

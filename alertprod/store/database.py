@@ -73,6 +73,11 @@ class Database:
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where SQLite's file is, which SQLite makes itself, or is to be; None for a server."""
+        return Path(self._url.database or "").absolute().parent if self.is_sqlite else None
+
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Open a transaction that reads one snapshot of the database.

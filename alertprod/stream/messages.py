@@ -102,7 +102,7 @@ class VisitReady(Event):
     sent_at_mjd_tai: Mjd
     """When the event was sent."""
     replay: bool = False
-    """Not a new exposure: no age limit, and stored packets go to the replay topic."""
+    """No age limit; where the exposure is published already, its stored packets go to the replay topic."""
 
     @pydantic.field_validator("shutter_close_mjd_tai")
     @classmethod

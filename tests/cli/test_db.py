@@ -44,3 +44,9 @@ def test_passwords_are_not_said(alertprod):
     assert ran.status == 1
     assert "secret" not in ran.out + ran.err
     assert "store_unavailable" in ran.words
+
+
+def test_a_folder_that_is_not_there_is_the_configurations_fault(alertprod, tmp_path):
+    ran = alertprod("db", "upgrade", "--url", f"sqlite:///{tmp_path}/nowhere/alerts.sqlite")
+    assert ran.status == 2
+    assert f"no folder {tmp_path}/nowhere" in ran.err

@@ -80,6 +80,8 @@ def test_a_broker_that_is_away_is_no_reason_not_to_start(config):
 def test_an_empty_database_gets_its_tables_and_one_that_is_no_database_is_said(config, tmp_path):
     assert list(check_database(Database(config.store.database_url))) == []
     (tmp_path / "text.sqlite").write_text("not a database, for long enough that SQLite reads its first page" * 100)
+    (finding,) = check_database(Database(f"sqlite:///{tmp_path}/nowhere/alerts.sqlite"))
+    assert (finding.weight, f"no folder {tmp_path}/nowhere" in finding.problem) == ("fatal", True)
     (finding,) = check_database(Database(f"sqlite:///{tmp_path}/text.sqlite"))
     assert finding.part == "database"
 
