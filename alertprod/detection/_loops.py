@@ -296,6 +296,75 @@ def _nearest_width(values: FloatArray, first: int, last: int, middle: float, k: 
 
 
 @njit(cache=True, nogil=True)
+def sample_bins(
+    image: FloatArray,
+    usable: BoolArray,
+    row_start: int,
+    row_stop: int,
+    column_edges: IntArray,
+    max_pixels: int,
+) -> tuple[FloatArray, IntArray]:
+    """Return the usable pixels of each bin of a row of bins, ``(n_bins, n)``, infinite after the last; and their numbers.
+
+    At most about `max_pixels` pixels of a bin are looked at, on a regular sub-grid.
+    """
+    n_bins = column_edges.size - 1
+    height = row_stop - row_start
+    steps = np.empty(n_bins, dtype=np.int64)
+    most = 0
+    for j in range(n_bins):
+        width = column_edges[j + 1] - column_edges[j]
+        steps[j] = max(1, int(np.floor(np.sqrt(height * width / max_pixels))))
+        most = max(most, -(-height // steps[j]) * -(-width // steps[j]))
+    samples = np.full((n_bins, most), np.inf, dtype=image.dtype)
+    numbers = np.zeros(n_bins, dtype=np.int64)
+    for j in range(n_bins):
+        n = 0
+        for y in range(row_start, row_stop, steps[j]):
+            for x in range(column_edges[j], column_edges[j + 1], steps[j]):
+                if usable[y, x]:
+                    samples[j, n] = image[y, x]
+                    n += 1
+        numbers[j] = n
+    return samples, numbers
+
+
+@njit(cache=True, nogil=True)
+def clip_sorted(
+    samples: FloatArray, numbers: IntArray, n_sigma: float, n_iterations: int, level: FloatArray, sigma: FloatArray
+) -> None:
+    """Write clipped median and robust sigma of the first `numbers` of each sorted row of samples.
+
+    The clip uses the median and 1.4826 times the median absolute deviation; of sorted samples each turn of it costs
+    next to nothing.
+    """
+    for j in range(numbers.size):
+        values = samples[j]
+        first, last = 0, numbers[j]
+        if last == 0:
+            continue
+        for _ in range(n_iterations + 1):
+            size = last - first
+            upper = first + size // 2
+            middle = float(values[upper]) if size % 2 else 0.5 * (float(values[upper - 1]) + float(values[upper]))
+            spread = _nearest_width(values, first, last, middle, (size + 1) // 2)
+            if size % 2 == 0:
+                spread = 0.5 * (spread + _nearest_width(values, first, last, middle, size // 2 + 1))
+            spread *= 1.4826
+            level[j] = middle
+            sigma[j] = spread
+            if not spread > 0.0:
+                break
+            new_first, new_last = first, last
+            while new_first < new_last and values[new_first] < middle - n_sigma * spread:
+                new_first += 1
+            while new_last > new_first and values[new_last - 1] > middle + n_sigma * spread:
+                new_last -= 1
+            if new_first == first and new_last == last:
+                break
+            first, last = new_first, new_last
+
+
 def clipped_medians(
     image: FloatArray,
     usable: BoolArray,
@@ -305,52 +374,19 @@ def clipped_medians(
     n_iterations: int,
     max_pixels: int,
 ) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return clipped median, robust sigma and number of usable pixels of each bin.
+    """Return clipped median, robust sigma and number of usable pixels of each bin; NaN and 0 where there is none.
 
-    At most about `max_pixels` pixels of a bin are looked at, on a regular sub-grid. The clip uses the median
-    and 1.4826 times the median absolute deviation; sorted once, each turn of it costs next to nothing.
+    At most about `max_pixels` pixels of a bin are looked at. Sorted by NumPy, whose sort of short rows uses the
+    processor's vectors and is an order of magnitude quicker than a compiled loop's.
     """
     n_rows, n_columns = row_edges.size - 1, column_edges.size - 1
     level = np.full((n_rows, n_columns), np.nan)
     sigma = np.full((n_rows, n_columns), np.nan)
     number = np.zeros((n_rows, n_columns), dtype=np.int64)
     for i in range(n_rows):
-        for j in range(n_columns):
-            height = row_edges[i + 1] - row_edges[i]
-            width = column_edges[j + 1] - column_edges[j]
-            step = max(1, int(np.floor(np.sqrt(height * width / max_pixels))))
-            buffer = np.empty(height * width, dtype=image.dtype)
-            n = 0
-            for y in range(row_edges[i], row_edges[i + 1], step):
-                for x in range(column_edges[j], column_edges[j + 1], step):
-                    if usable[y, x]:
-                        buffer[n] = image[y, x]
-                        n += 1
-            number[i, j] = n
-            if n == 0:
-                continue
-            values = np.sort(buffer[:n])
-            first, last = 0, n
-            for _ in range(n_iterations + 1):
-                size = last - first
-                upper = first + size // 2
-                middle = float(values[upper]) if size % 2 else 0.5 * (float(values[upper - 1]) + float(values[upper]))
-                spread = _nearest_width(values, first, last, middle, (size + 1) // 2)
-                if size % 2 == 0:
-                    spread = 0.5 * (spread + _nearest_width(values, first, last, middle, size // 2 + 1))
-                spread *= 1.4826
-                level[i, j] = middle
-                sigma[i, j] = spread
-                if not spread > 0.0:
-                    break
-                new_first, new_last = first, last
-                while new_first < new_last and values[new_first] < middle - n_sigma * spread:
-                    new_first += 1
-                while new_last > new_first and values[new_last - 1] > middle + n_sigma * spread:
-                    new_last -= 1
-                if new_first == first and new_last == last:
-                    break
-                first, last = new_first, new_last
+        samples, number[i] = sample_bins(image, usable, row_edges[i], row_edges[i + 1], column_edges, max_pixels)
+        samples.sort(axis=1)
+        clip_sorted(samples, number[i], n_sigma, n_iterations, level[i], sigma[i])
     return level, sigma, number
 
 
