@@ -355,6 +355,9 @@ class AlertsConfig(_Section):
     cutout_max_pixels: int = Field(102, ge=1)
     """Rubin's largest: a packet stays below 400 kB."""
 
+    cutout_max_psf_pixels: int | None = Field(None, ge=3)
+    """Crop the PSF in each cutout to this side, an odd number; 25 makes a small alert a sixth smaller. None: whole."""
+
     cutout_mask_bits: bool = False
     """Add a MASKBITS extension with the full mask planes: useful for debugging, 4 bytes a pixel more for everybody."""
 
@@ -371,6 +374,9 @@ class AlertsConfig(_Section):
     def _fits(self) -> Self:
         if self.cutout_min_pixels > self.cutout_max_pixels:
             msg = f"cutout_min_pixels = {self.cutout_min_pixels} is more than cutout_max_pixels = {self.cutout_max_pixels}"
+            raise ValueError(msg)
+        if self.cutout_max_psf_pixels is not None and self.cutout_max_psf_pixels % 2 == 0:
+            msg = f"cutout_max_psf_pixels = {self.cutout_max_psf_pixels} is even: the PSF would have no middle pixel"
             raise ValueError(msg)
         if self.min_reliability is not None and self.scorer is None:
             msg = "min_reliability needs a scorer: without one it would drop nothing"

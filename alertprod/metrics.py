@@ -128,6 +128,8 @@ SHORTCOMINGS: Final = (
     "scorer_failed",
     "ephemerides_failed",
     "missing_cutouts",
+    "cutouts_without_psf",
+    "cutouts_without_wcs",
     "shortened_alerts",
     "difference_not_kept",
 )

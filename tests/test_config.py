@@ -89,6 +89,7 @@ def test_overrides_may_be_dotted_tables_or_quoted_names(tmp_path):
         ("[kafka]\ndelivery = 'at-most-once'", "kafka.delivery", "exactly-once"),
         ("[instruments.Camera]\nrelease = 64", "instruments.Camera.release", "less than 64"),
         ("[alerts]\ncutout_min_pixels = 200", "alerts", "more than cutout_max_pixels"),
+        ("[alerts]\ncutout_max_psf_pixels = 24", "alerts", "no middle pixel"),
         ("[alerts]\nmin_reliability = 0.5", "alerts", "needs a scorer"),
         ("[topics]\nalerts = 'visit-ready'", "topics", "two topics"),
         ("[workers", "(file)", "is not TOML"),

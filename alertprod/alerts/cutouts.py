@@ -69,8 +69,8 @@ class Cutouts(NamedTuple):
     """Cutouts that could not be made."""
     n_without_psf: int
     """Cutouts that lack PSFIMAGE, because the PSF could not be drawn there."""
-    n_without_wcs: int = 0
-    """Sources whose cutouts lack world coordinates: the exposure has some, but they fail there."""
+    n_without_wcs: int
+    """Cutouts that lack world coordinates: the exposure has some, but they fail there."""
 
 
 def make_cutouts(
@@ -106,10 +106,10 @@ def make_cutouts(
         for place in places:
             cutout = None
             if place is not None and exposure is not None:
-                psf_image = _draw_psf(exposure, x=place.x, y=place.y, max_size=config.max_psf_size)
-                n_without_psf += psf_image is None
                 try:
+                    psf_image = _draw_psf(exposure, x=place.x, y=place.y, max_size=config.max_psf_size)
                     cutout = _encode_cutout(exposure, place, psf_image, with_mask_bits=config.with_mask_bits)
+                    n_without_psf += psf_image is None
                 except Exception:  # noqa: BLE001 - the alert is worth more than its picture, whatever this is
                     problems += 1
                     if problems == 1:  # the next thousand have the same cause
@@ -121,9 +121,12 @@ def make_cutouts(
         triplets,
         n_missing=sum(cutout is None for row in triplets for cutout in row),
         n_without_psf=n_without_psf,
-        n_without_wcs=sum(place is not None and not place.has_wcs for place in places)
-        if difference.wcs is not None
-        else 0,
+        n_without_wcs=sum(
+            cutout is not None
+            for place, row in zip(places, triplets, strict=True)
+            if place is not None and not place.has_wcs and difference.wcs is not None
+            for cutout in row
+        ),
     )
 
 

@@ -129,6 +129,8 @@ def prepare_sources(
             config=cutouts,
         )
     counts["missing_cutouts"] = made.n_missing
+    counts["cutouts_without_psf"] = made.n_without_psf
+    counts["cutouts_without_wcs"] = made.n_without_wcs
     return Prepared(sources=sources, cutouts=made.triplets, solar_system=matches, counts=dict(counts))
 
 

@@ -240,6 +240,7 @@ class ExposurePipeline:
             cutouts=CutoutConfig(
                 min_size=alerts.cutout_min_pixels,
                 max_size=alerts.cutout_max_pixels,
+                max_psf_size=alerts.cutout_max_psf_pixels,
                 with_mask_bits=alerts.cutout_mask_bits,
             ),
             scorer=self._science.scorer,
@@ -270,6 +271,7 @@ class ExposurePipeline:
     def associate(self, event: VisitReady, computed: Computed, history: History, watch: Stopwatch) -> Alerts:
         """Associate sources with their history and make the alerts' bytes."""
         differenced = computed.differenced
+        science_info = differenced.science.info
         instrument = self._instruments[event.instrument]
         exposure_id = self._exposure_id(event, instrument)
         with watch.stage("associate"):
@@ -279,8 +281,8 @@ class ExposurePipeline:
                 differenced,
                 facts=replace(computed.facts, time_processed_mjd_tai=self._clock.mjd_tai()),
                 info=PacketInfo(
-                    observation_reason=event.observation_reason,
-                    target_name=event.target_name,
+                    observation_reason=event.observation_reason or science_info.observation_reason,
+                    target_name=event.target_name or science_info.target_name,
                     program_version=__version__,
                     config_hash=self._config_hash,
                     is_nominal=differenced.science.photo_calib.is_nominal,

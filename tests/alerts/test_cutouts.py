@@ -140,6 +140,19 @@ def test_psf_that_cannot_be_drawn_costs_only_its_hdu(make_exposure, sources):
     assert (cutouts.n_missing, cutouts.n_without_psf) == (0, 3)
 
 
+class BuggyPsf(BrokenPsf):
+    def compute_offset_image(self, *, x, y, dx, dy):  # noqa: ARG002 - the interface's
+        raise IndexError("a bug")
+
+
+def test_whatever_goes_wrong_with_a_psf_costs_cutouts_and_no_alert(exposure, make_exposure, sources):
+    cutouts = make_cutouts(sources, difference=exposure, science=make_exposure(psf=BuggyPsf()), template=exposure)
+    ((difference, science, template),) = cutouts.triplets
+    assert science is None
+    assert None not in (difference, template)
+    assert (cutouts.n_missing, cutouts.n_without_psf) == (1, 0)
+
+
 def test_nominal_zero_point_is_said_in_the_header(make_exposure, exposure, sources):
     (nominal,) = cut(make_exposure(is_nominal=True), sources).triplets
     (measured,) = cut(exposure, sources).triplets
@@ -199,7 +212,7 @@ def test_places_without_world_coordinates_have_cutouts_without_and_are_counted(e
 
     monkeypatch.setattr(type(exposure.wcs), "compute_jacobian", lambda _, x, y: fail_at_one(x=x, y=y))
     cutouts = cut(exposure, sources)
-    assert (cutouts.n_missing, cutouts.n_without_wcs) == (0, 1)
+    assert (cutouts.n_missing, cutouts.n_without_wcs) == (0, 3)
     assert load_cutout(cutouts.triplets[0].science).wcs is not None
     assert load_cutout(cutouts.triplets[1].science).wcs is None
 

@@ -139,6 +139,13 @@ def test_cutouts_follow_their_configuration(first):
     assert len(large["cutoutDifference"]) > len(small["cutoutDifference"])
 
 
+def test_what_cutouts_lack_is_counted(first):
+    whole = prepare(first).counts
+    assert (whole["missing_cutouts"], whole["cutouts_without_psf"], whole["cutouts_without_wcs"]) == (0, 0, 0)
+    template = replace(first.template, psf=None)
+    assert prepare(replace(first, template=template)).counts["cutouts_without_psf"] == len(TRANSIENTS)
+
+
 # -- scores --
 
 

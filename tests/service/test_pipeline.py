@@ -14,6 +14,7 @@ from installed_scorers import install
 from made_skies import NIGHT, render_night
 
 from alertprod.alerts.avro import decode_alert
+from alertprod.alerts.cutouts import load_cutout
 from alertprod.config import (
     AlertsConfig,
     DaemonConfig,
@@ -273,6 +274,22 @@ def test_the_events_reason_and_target_are_in_the_packets(bench, night):
     (alert, *_) = bench.alerts(bench.process(event))
     assert alert["observation_reason"] == event.observation_reason
     assert alert["target_name"] == event.target_name
+
+
+def test_where_the_event_has_no_reason_and_target_the_image_has_the_word(bench, night, tmp_path):
+    path = tmp_path / night.exposure_path(0, 0).name
+    shutil.copy(night.exposure_path(0, 0), path)
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].header["OBJECT"], hdus[0].header["OBSREASN"] = "field 7", "deep drilling"
+    event = bench.event(night, calexp_uri=str(path), observation_reason=None, target_name=None)
+    alert, *_ = bench.alerts(bench.process(event))
+    assert (alert["observation_reason"], alert["target_name"]) == ("deep drilling", "field 7")
+
+
+def test_cutouts_hold_no_more_of_the_psf_than_is_wanted(make_bench, night):
+    bench = make_bench(alerts={"cutout_max_psf_pixels": 25})
+    alert, *_ = bench.alerts(bench.process(bench.event(night)))
+    assert load_cutout(alert["cutoutDifference"]).psf.shape == (25, 25)
 
 
 def test_reprocessing_gives_the_same_sources(make_bench, night, undisturbed):
