@@ -14,6 +14,9 @@ _CLIP_ITERATIONS = 5
 _MAX_PIXELS_PER_BIN = 1024
 """Pixels looked at in a bin of any size, at least: the median is then good to 4 % of the noise."""
 
+_MEDIAN_ERROR = 1.2533
+"""Standard error of a median of normal deviates, in units of a mean's: the root of pi/2."""
+
 _MIN_FRACTION = 0.1
 """Bins with less usable area than this borrow the level of the nearest better one."""
 
@@ -30,6 +33,8 @@ class Background:
         Bin centres in pixels.
     shape
         Rows and columns of the image.
+    n_sampled
+        Median number of pixels that were looked at in a bin.
     """
 
     level: FloatArray
@@ -37,23 +42,41 @@ class Background:
     row_centers: FloatArray
     column_centers: FloatArray
     shape: tuple[int, int]
+    n_sampled: float
 
     def compute_image(self, *, linear: bool = False) -> FloatArray:
         """Return the background at each pixel: float32, shape of the image.
 
         With `linear` bins are joined by straight lines: beside a cliff a cubic spline rings, a line does not.
+
+        Notes
+        -----
+        Beyond the outer bins' centres the slope goes on, for the half bin that is left: the smaller of the slopes of the
+        outer two pairs of bins, none where their signs differ. What one bin alone has is not led on.
         """
-        return self._draw(self.level, linear=linear)
+        return self._draw(_with_outer_slopes(self.level), linear=linear)
+
+    def measure_variation(self) -> float:
+        """Return the robust standard deviation of the levels over the image, the noise of the sky in bins taken out.
+
+        Notes
+        -----
+        The noise is that of a median, ``1.2533 sigma / sqrt(n)``, of the pixels that were looked at in a bin. Robust,
+        so that it is the sky's: a few bins full of a galaxy do not count.
+        """
+        scatter = 1.4826 * float(np.median(np.abs(self.level - np.median(self.level))))
+        expected = _MEDIAN_ERROR * float(np.median(self.sigma)) / np.sqrt(self.n_sampled)
+        return float(np.sqrt(max(0.0, scatter**2 - expected**2)))
 
     def compute_at(self, *, x: IntArray, y: IntArray) -> FloatArray:
         """Return the background at some whole pixels, without drawing the rest: float64, shape of `x`."""
         rows = _interpolation_matrix(self.row_centers, self.shape[0], linear=False)[y]
         columns = _interpolation_matrix(self.column_centers, self.shape[1], linear=False)[x]
-        return np.einsum("ij,ij->i", rows @ self.level, columns)
+        return np.einsum("ij,ij->i", rows @ _with_outer_slopes(self.level), columns)
 
     def compute_sigma_image(self) -> FloatArray:
         """Return the pixels' noise as seen around each pixel: float32, shape of the image."""
-        return np.maximum(self._draw(self.sigma), np.float32(self.sigma.min()))
+        return np.maximum(self._draw(np.pad(self.sigma, ((0, 2), (0, 2)))), np.float32(self.sigma.min()))
 
     def _draw(self, values: FloatArray, *, linear: bool = False) -> FloatArray:
         rows = _interpolation_matrix(self.row_centers, self.shape[0], linear=linear)
@@ -109,6 +132,7 @@ def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) 
         row_centers=0.5 * (row_edges[:-1] + row_edges[1:] - 1),
         column_centers=0.5 * (column_edges[:-1] + column_edges[1:] - 1),
         shape=(image.shape[0], image.shape[1]),
+        n_sampled=float(np.median(number[known])),
     )
 
 
@@ -124,12 +148,33 @@ def _sampled_area(row_edges: FloatArray, column_edges: FloatArray) -> FloatArray
 
 
 def _interpolation_matrix(centers: FloatArray, length: int, *, linear: bool) -> FloatArray:
-    """Return the ``(length, n)`` float32 matrix that takes bin values to pixels; flat beyond the outer centres."""
-    n = len(centers)
+    """Return the ``(length, n + 2)`` float32 matrix that takes bin values, and the two slopes beyond them, to pixels."""
+    n, pixels = len(centers), np.arange(length)
+    positions = np.clip(pixels, centers[0], centers[-1])
     if n == 1:
-        return np.ones((length, 1), dtype=np.float32)
-    positions = np.clip(np.arange(length), centers[0], centers[-1])
-    if linear or n == 2:
-        return np.stack([np.interp(positions, centers, row) for row in np.eye(n)], axis=1).astype(np.float32)
-    matrix = CubicSpline(centers, np.eye(n), bc_type="natural")(positions)
-    return matrix.astype(np.float32)
+        inner = np.ones((length, 1))
+    elif linear or n == 2:
+        inner = np.stack([np.interp(positions, centers, row) for row in np.eye(n)], axis=1)
+    else:
+        inner = CubicSpline(centers, np.eye(n), bc_type="natural")(positions)
+    # In bins, which are all as wide as the first, to a pixel.
+    width = centers[1] - centers[0] if n > 1 else 1.0
+    beyond = np.stack([np.maximum(centers[0] - pixels, 0.0), np.maximum(pixels - centers[-1], 0.0)], axis=1) / width
+    return np.concatenate([inner, beyond], axis=1).astype(np.float32)
+
+
+def _with_outer_slopes(values: FloatArray) -> FloatArray:
+    """Append to each axis of the bins' values what they change by, in a bin, before the first and after the last one."""
+    for _ in range(2):
+        ends = [_outer_slope(values[:3]), _outer_slope(values[::-1][:3])]
+        values = np.concatenate([values, np.stack(ends)]).T
+    return values
+
+
+def _outer_slope(values: FloatArray) -> FloatArray:
+    """Return what the values change by outwards, from the outer three rows, outermost first."""
+    if len(values) == 1:
+        return np.zeros_like(values[0])
+    outer = values[0] - values[1]
+    inner = values[1] - values[2] if len(values) == 3 else outer
+    return np.where(outer * inner > 0, np.copysign(np.minimum(np.abs(outer), np.abs(inner)), outer), 0.0)

@@ -29,7 +29,7 @@ class CharacterizeConfig(Config):
         dtype=bool,
         default=None,
         optional=True,
-        doc="Subtract a smooth sky; by default only where the level of the image is clearly not zero",
+        doc="Subtract a smooth sky; by default only where its level is clearly not zero, or clearly not the same everywhere",
     )
     backgroundBinSize = RangeField(
         dtype=int, default=128, min=16, doc="Side of the sky's bins, pixels: far larger than any star's halo"
@@ -38,7 +38,9 @@ class CharacterizeConfig(Config):
         dtype=bool, default=True, doc="Mark what is sharper than the PSF allows, where nobody has marked it before"
     )
     maxSkyPulls = Field(
-        dtype=float, default=0.5, doc="The level that counts as clearly not zero, in units of a pixel's noise"
+        dtype=float,
+        default=0.5,
+        doc="The level, and the scatter of the levels of bins, that count as clearly not zero, in units of a pixel's noise",
     )
 
 
@@ -129,13 +131,13 @@ class CharacterizeTask(Task):
         good = exposure.masked_image.usable(_NOT_SKY)
         if wanted is False or not good.any():
             return exposure
-        sample = exposure.image[good][:: max(1, int(good.sum()) // 100_000)]
-        level = float(np.median(sample))
-        noise = 1.4826 * float(np.median(np.abs(sample - level)))
-        self.metadata["skyLevel"] = level
-        if wanted is None and abs(level) <= self.config.maxSkyPulls * noise:
-            return exposure
         background = estimate_background(exposure.image, good, bin_size=self.config.backgroundBinSize)
+        level, variation = float(np.median(background.level)), background.measure_variation()
+        self.metadata.update(skyLevel=level, skyVariation=variation)
+        if wanted is None and max(abs(level), variation) <= self.config.maxSkyPulls * float(
+            np.median(background.sigma)
+        ):
+            return exposure
         flat = exposure.copy()
         flat.image[...] -= background.compute_image()
         return flat

@@ -102,6 +102,25 @@ def test_by_default_only_a_sky_that_is_clearly_there_is_taken_off():
     assert task.subtractSky(near_zero) is near_zero
 
 
+@pytest.mark.parametrize(("slope", "is_taken_off"), [(0.5, False), (4.0, True)])
+def test_a_sky_of_zero_mean_is_taken_off_where_it_clearly_varies(slope, is_taken_off):
+    rng = np.random.default_rng(4)
+    shape = (384, 384)
+    ramp = slope * NOISE * np.linspace(-1.0, 1.0, shape[1], dtype=np.float32)[None, :]
+    planes = MaskedImage.empty(shape)
+    planes.image[...] = (NOISE * rng.standard_normal(shape)).astype(np.float32) + ramp
+    planes.mask[...], planes.variance[...] = 0, NOISE**2
+    sky = replace(make_pair(science_fwhm=3.0).science, masked_image=planes)
+    task = make_task(backgroundBinSize=64)
+    flat = task.subtractSky(sky)
+    assert (flat is not sky) == is_taken_off
+    # Six columns of bins; the median absolute deviation of evenly spaced levels is a quarter of their range.
+    assert task.metadata["skyVariation"] == pytest.approx(1.4826 * slope * NOISE / 2.0, rel=0.2)
+    if is_taken_off:
+        # A median of 1024 pixels is good to 0.04 of the noise, half a bin beyond the outer ones to twice as much.
+        assert np.abs(flat.image.mean(axis=0)).max() < 0.3 * NOISE
+
+
 def test_the_sky_can_be_left_alone():
     sky = sparse_sky(200.0)
     assert make_task(doSubtractBackground=False).subtractSky(sky) is sky
