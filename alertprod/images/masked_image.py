@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.geometry.box import Box
+from alertprod.images import _loops
 from alertprod.images.mask import plane_bits
 
 
@@ -83,7 +84,13 @@ class MaskedImage:
 
     def usable(self, bad_planes: int) -> BoolArray:
         """Return where a pixel is finite, has a positive finite variance and none of `bad_planes`' bits."""
-        good: BoolArray = (self.mask & bad_planes) == 0
+        good: BoolArray
+        if all(plane.flags.c_contiguous for plane in (self.image, self.mask, self.variance)):
+            good = np.empty(self.shape, dtype=np.bool_)
+            _loops.find_usable(self.image, self.mask, self.variance, bad_planes, good)
+            return good
+        # Views of a part: small, and of too many kinds to compile a loop for each.
+        good = (self.mask & bad_planes) == 0
         good &= np.isfinite(self.image) & np.isfinite(self.variance)
         good &= self.variance > 0
         return good

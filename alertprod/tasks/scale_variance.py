@@ -11,11 +11,9 @@ from alertprod.errors import BadSubtraction
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import MASK_PLANES, plane_bits
 from alertprod.images.masked_image import MaskedImage
+from alertprod.images.pulls import compute_pulls, compute_width
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.task import Task, timeMethod
-
-_IQR_TO_SIGMA = 0.741301109252801
-"""Interquartile range of a normal distribution to its standard deviation."""
 
 
 class ScaleVarianceConfig(Config):
@@ -93,28 +91,26 @@ class ScaleVarianceTask(Task):
         bits = plane_bits(*self.config.maskPlanes)
         good = maskedImage.usable(bits)
         kernel = make_filter_kernel(psf)
-        if good.sum() < 2:
+        if np.count_nonzero(good) < 2:
             return 1.0
-        significance = compute_significance(maskedImage, kernel, bad_bits=bits)[good]
-        low, high = np.percentile(significance, [25.0, 75.0])
-        return float(_IQR_TO_SIGMA * (high - low))
+        significance = compute_significance(maskedImage, kernel, bad_bits=bits)
+        significance[~good] = np.nan
+        return compute_width(significance)
 
     def computeScaleFactor(self, maskedImage: MaskedImage) -> float:
         """Return (0.74 IQR)^2 of the pulls of the background-free pixels that count."""
         good = maskedImage.usable(plane_bits(*self.config.maskPlanes))
-        if good.sum() < 2:
+        if np.count_nonzero(good) < 2:
             return 1.0
         background = estimate_background(maskedImage.image, good, bin_size=self.config.binSize).compute_image()
-        pulls = (maskedImage.image[good] - background[good]) / np.sqrt(maskedImage.variance[good])
-        low, high = np.percentile(pulls, [25.0, 75.0])
-        return float((_IQR_TO_SIGMA * (high - low)) ** 2)
+        without = np.subtract(maskedImage.image, background, out=background)
+        return compute_width(compute_pulls(without, maskedImage.variance, good)) ** 2
 
 
 def compute_pull_width(exposure: Exposure, *, planes: tuple[str, ...]) -> float:
     """Return 0.74 IQR of image / sqrt(variance) over the pixels without `planes`; NaN where there are none."""
     masked_image = exposure.masked_image
     good = masked_image.usable(plane_bits(*planes))
-    if good.sum() < 2:
+    if np.count_nonzero(good) < 2:
         return float("nan")
-    low, high = np.percentile(masked_image.image[good] / np.sqrt(masked_image.variance[good]), [25.0, 75.0])
-    return float(_IQR_TO_SIGMA * (high - low))
+    return compute_width(compute_pulls(masked_image.image, masked_image.variance, good))
