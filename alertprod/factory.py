@@ -36,6 +36,7 @@ from alertprod.service.start_checks import (
 )
 from alertprod.service.steps import Identity
 from alertprod.service.warm_up import warm_up
+from alertprod.service.work import PipelineFactory
 from alertprod.service.worker import WorkerPool
 from alertprod.store.apdb import Apdb
 from alertprod.store.database import Database
@@ -210,7 +211,7 @@ def check_start(config: DaemonConfig, *, source: str) -> list[Finding]:
 
 
 def create_daemon(
-    config: DaemonConfig, *, source: str, config_path: Path | None = None
+    config: DaemonConfig, *, source: str, config_path: Path | None = None, pipeline: PipelineFactory | None = None
 ) -> tuple[AlertDaemon, HealthServer | None]:
     """Create a daemon and, where it is wanted, its HTTP server; nothing runs yet.
 
@@ -218,6 +219,8 @@ def create_daemon(
     ----------
     config_path
         What SIGHUP reads again; None: nothing.
+    pipeline
+        What workers run in place of the configured science: a model of its costs.
 
     Raises
     ------
@@ -245,7 +248,7 @@ def create_daemon(
             options=config.kafka.client_options(),
         ),
         ledger=ledger,
-        workers=WorkerPool(WorkerPipeline(config), config.workers, config.log),
+        workers=WorkerPool(pipeline or WorkerPipeline(config), config.workers, config.log),
         metrics=metrics,
         health=health,
         clock=clock,

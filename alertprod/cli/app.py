@@ -17,7 +17,7 @@ from alertprod.cli.repository import app as repository
 from alertprod.cli.run import run
 from alertprod.cli.schemas import app as schemas
 from alertprod.cli.send import send
-from alertprod.cli.simulate import simulate
+from alertprod.cli.simulate import app as simulate
 from alertprod.cli.status import status
 from alertprod.cli.templates import app as templates
 
@@ -52,11 +52,11 @@ app.command("demo")(demo)
 app.command("difference")(difference)
 app.command("send")(send)
 app.command("replay")(replay)
-app.command("simulate")(simulate)
 app.add_typer(alerts, name="alerts")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(templates, name="templates")
 app.add_typer(repository, name="repository")
+app.add_typer(simulate, name="simulate")
 app.add_typer(config, name="config")
 app.add_typer(schemas, name="schemas")
 app.add_typer(db, name="db")

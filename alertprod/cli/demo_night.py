@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from alertprod.alerts.avro import decode_alert
+from alertprod.cli.ports import free_port
 from alertprod.errors import AlertprodError
 from alertprod.service.clock import mjd_tai_from_unix
 from alertprod.stream.messages import VisitSummary, decode_visit_summary
@@ -56,7 +56,7 @@ class DaemonProcess:
     def __init__(self, directory: Path, *, bootstrap_servers: str, night_directory: Path, instrument: str) -> None:
         self.config_path = directory / "alertprod.toml"
         self.log_path = directory / "daemon.log"
-        self._port = _free_port()
+        self._port = free_port()
         self.config_path.write_text(
             f"""# Written by `alertprod demo`; the broker it names is gone when the demonstration ends.
 [kafka]
@@ -209,9 +209,3 @@ class Listener:
                 self.latencies_s.append((arrived - closed) * 86400.0)
                 self.n_alerts[source["visit"], source["detector"]] += 1
             self._news.notify_all()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
