@@ -72,12 +72,14 @@ class Subtraction:
 
     @property
     def unconvolved_template(self) -> Exposure | None:
-        """The template with its own PSF and its own, uncorrelated noise, on the difference's scale: to measure fluxes on."""
+        """The template with its own PSF, its own, uncorrelated noise and its own scale, calibrated: to measure fluxes on."""
         match = getattr(self.result, "match", None)
         if match is None or match.convolved != "template" or self.warped is None:
             return self.template
-        planes = self.warped.masked_image.scaled(match.kernel_sum)
-        return replace(self.warped, masked_image=planes, photo_calib=self.difference.photo_calib)
+        calib = self.difference.photo_calib
+        return replace(
+            self.warped, photo_calib=PhotoCalib(calib.njy_per_count * match.kernel_sum, is_nominal=calib.is_nominal)
+        )
 
 
 def prepare_template(template: Exposure) -> Exposure:
