@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from astropy.time import Time
 from rich.box import SIMPLE
 from rich.table import Table
 
-from alertprod.view.light_curves import draw_light_curve_panel, list_points, make_legend_handles
+from alertprod.view.light_curves import choose_time_axis, draw_light_curve_panel, make_legend_handles
 from alertprod.view.triplets import describe_alert, draw_cutouts
 
 if TYPE_CHECKING:
@@ -95,11 +94,10 @@ def plot_alert(packet: Mapping[str, Any]) -> Figure:
         y = 1.0 - row / max(len(facts), 12)
         panels[0].text(0.0, y, name, fontsize=7.5, color="0.4", va="top", transform=panels[0].transAxes)
         panels[0].text(0.27, y, value, fontsize=7.5, va="top", transform=panels[0].transAxes, wrap=True)
-    origin = float(np.floor(min([packet["diaSource"]["midpointMjdTai"], *(p.mjd_tai for p in list_points(packet))])))
-    bands = draw_light_curve_panel(panels[1], packet, origin)
+    times = choose_time_axis([packet])
+    bands = draw_light_curve_panel(panels[1], packet, times)
     panels[1].legend(handles=make_legend_handles(bands), fontsize=7, frameon=False, loc="best")
-    date = Time(origin, format="mjd", scale="tai").strftime("%Y-%m-%d")
-    panels[1].set_xlabel(f"days since {date} 0h TAI (MJD {origin:.0f})", fontsize=8)
+    panels[1].set_xlabel(times.label, fontsize=8)
     panels[1].set_ylabel("difference flux (nJy)", fontsize=8)
     return figure
 

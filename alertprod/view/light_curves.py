@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from astropy.time import Time
 
+from alertprod._typing import FloatArray
 from alertprod.association.columns import BANDS
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 _COLORS = {"u": "#6a3d9a", "g": "#1f78b4", "r": "#33a02c", "i": "#ff7f00", "z": "#e31a1c", "y": "#7f3b08"}
 _OTHER_COLOR = "#4d4d4d"
+
+_MINUTES_BELOW_DAYS: Final = 0.1
+_HOURS_BELOW_DAYS: Final = 2.0
+
+_WHOLE_FROM_NJY: Final = 20.0
+"""Ticks of an axis as long as this are whole numbers of nJy."""
 
 
 def choose_objects(packets: Iterable[Mapping[str, Any]], *, max_objects: int) -> list[Mapping[str, Any]]:
@@ -56,16 +63,13 @@ def plot_light_curves(packets: Sequence[Mapping[str, Any]], *, n_columns: int = 
     n_rows = -(-len(packets) // n_columns)
     figure = Figure(figsize=(4.2 * n_columns, 2.6 * n_rows + 0.4), dpi=110, layout="constrained", facecolor="white")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    start = min(packet["diaSource"]["midpointMjdTai"] for packet in packets)
-    start = min([start, *(point.mjd_tai for packet in packets for point in list_points(packet))])
-    origin = float(np.floor(start))
+    times = choose_time_axis(packets)
     bands: set[str] = set()
     for panel, packet in zip(panels, packets, strict=False):
-        bands |= draw_light_curve_panel(panel, packet, origin)
+        bands |= draw_light_curve_panel(panel, packet, times)
     for panel in panels[len(packets) :]:
         panel.set_axis_off()
-    date = Time(origin, format="mjd", scale="tai").strftime("%Y-%m-%d")
-    figure.supxlabel(f"days since {date} 0h TAI (MJD {origin:.0f})", fontsize=9)
+    figure.supxlabel(times.label, fontsize=9)
     figure.supylabel("difference flux (nJy)", fontsize=9)
     _draw_legend(figure, bands)
     return figure
@@ -106,13 +110,41 @@ def list_points(packet: Mapping[str, Any]) -> list[Point]:
     ]
 
 
+class TimeAxis(NamedTuple):
+    """What times are drawn against: days of a season, hours of a night, minutes of a demonstration."""
+
+    origin_mjd_tai: float
+    units_per_day: float
+    label: str
+
+    def place(self, mjd_tai: FloatArray) -> FloatArray:
+        """Return where times (MJD TAI) stand on the axis."""
+        return np.asarray((mjd_tai - self.origin_mjd_tai) * self.units_per_day)
+
+
+def choose_time_axis(packets: Iterable[Mapping[str, Any]]) -> TimeAxis:
+    """Return an axis on which the times of all points of these alerts, at least one, are numbers of few digits."""
+    times = [packet["diaSource"]["midpointMjdTai"] for packet in packets]
+    times += [point.mjd_tai for packet in packets for point in list_points(packet)]
+    first, span = min(times), max(times) - min(times)
+    if span < _MINUTES_BELOW_DAYS:
+        origin = float(np.floor(first * 1440.0)) / 1440.0
+        moment = Time(origin + 0.25 / 86400.0, format="mjd", scale="tai").strftime("%Y-%m-%d %H:%M")
+        return TimeAxis(origin, 1440.0, f"minutes since {moment} TAI")
+    origin = float(np.floor(first))
+    date = Time(origin, format="mjd", scale="tai").strftime("%Y-%m-%d")
+    if span < _HOURS_BELOW_DAYS:
+        return TimeAxis(origin, 24.0, f"hours since {date} 0h TAI (MJD {origin:.0f})")
+    return TimeAxis(origin, 1.0, f"days since {date} 0h TAI (MJD {origin:.0f})")
+
+
 def band_color(band: str) -> str:
     """Return the colour that a band is drawn in."""
     return _COLORS.get(band, _OTHER_COLOR)
 
 
-def draw_light_curve_panel(panel: Axes, packet: Mapping[str, Any], origin: float) -> set[str]:
-    """Draw one object's fluxes against days since `origin` (MJD TAI) and return the bands that there are."""
+def draw_light_curve_panel(panel: Axes, packet: Mapping[str, Any], times: TimeAxis) -> set[str]:
+    """Draw one object's fluxes against time and return the bands that there are."""
     points = list_points(packet)
     panel.axhline(0.0, color="0.75", linewidth=0.8, zorder=0)
     for band in {point[3] for point in points}:
@@ -123,7 +155,7 @@ def draw_light_curve_panel(panel: Axes, packet: Mapping[str, Any], origin: float
             time, flux, error = np.array(chosen).T
             color = band_color(band)
             panel.errorbar(
-                time - origin,
+                times.place(time),
                 flux,
                 yerr=error,
                 fmt="o" if detected else "s",
@@ -143,6 +175,7 @@ def draw_light_curve_panel(panel: Axes, packet: Mapping[str, Any], origin: float
     )  # fmt: skip
     panel.tick_params(labelsize=7.5)
     panel.margins(x=0.08, y=0.18)
+    panel.yaxis.set_major_formatter("{x:,.0f}" if np.ptp(panel.get_ylim()) >= _WHOLE_FROM_NJY else "{x:g}")
     return {point[3] for point in points}
 
 

@@ -135,8 +135,8 @@ def _make_numbers(status: DaemonStatus, now_unix_s: float) -> RenderableType:
         ("warm workers", f"{status.total('workers_ready'):.0f}"),
         ("alerts out", f"{status.total('alerts_total', outcome='acked'):.0f}"),
         ("in time", "-" if in_time is None else f"{in_time:.1%}"),
-        ("exposures, half in", _seconds(_quantile(latencies, 0.5))),
-        ("exposures, 98 % in", _seconds(_quantile(latencies, 0.98))),
+        ("half within", _seconds(_quantile(latencies, 0.5))),
+        ("98 % within", _seconds(_quantile(latencies, 0.98))),
         ("up for", "-" if not started else _age(now_unix_s - started[0][1])),
         ("last success", "-" if not last else f"{_age(now_unix_s - last)} ago"),
     ]
@@ -167,33 +167,35 @@ def _make_last(exposures: Sequence[Mapping[str, Any]]) -> Table:
         title_style="bold",
         box=SIMPLE_HEAD,
         padding=(0, 1),
+        collapse_padding=True,
         pad_edge=False,
     )
-    # On 80 columns it is the longest stage that gives way: an exposure's name cut short is no name.
+    # On 80 columns the last column gives way: an exposure's name cut short is no name. Rich narrows columns that may
+    # wrap before all others; that this one's text does not wrap is said by the text.
     table.add_column("UTC", no_wrap=True, min_width=8)
     table.add_column("exposure", no_wrap=True, min_width=max(len(_name(each)) for each in exposures))
     table.add_column("outcome", no_wrap=True, min_width=13)
     table.add_column("alerts", justify="right", no_wrap=True, min_width=6)
-    table.add_column("s late", justify="right", no_wrap=True, min_width=6)
-    table.add_column("longest stage", no_wrap=True)
+    table.add_column("latency", justify="right", no_wrap=True, min_width=7)
+    table.add_column(Text("longest stage, or why", no_wrap=True, overflow="ellipsis"))
     for each in exposures:
         latency, outcome = each["latency_s"], each["outcome"]
         stages = {name: seconds for name, seconds in each["stage_seconds"].items() if name != "compute"}
         longest = max(stages, key=lambda name: stages[name], default=None)
         late = Text(
-            "-" if latency is None else _seconds(latency).removesuffix(" s"),
+            _seconds(latency),
             "red" if (latency or 0.0) > OBJECTIVE_S else "",
         )
         result = Text(outcome, OUTCOME_STYLES.get(outcome, ""))
-        if each["reason"]:
-            result.append(f" {each['reason']}", "dim")
+        stage = "" if longest is None else f"{longest} {stages[longest]:.2f} s"
+        last = Text(each["reason"] or stage, no_wrap=True, overflow="ellipsis")
         table.add_row(
             datetime.fromtimestamp(each["at_unix_s"], tz=UTC).strftime("%H:%M:%S"),
             _name(each),
             result,
             str(each["n_alerts"] or ""),
             late,
-            "" if longest is None else f"{longest} {stages[longest]:.2f} s",
+            last,
         )
     return table
 

@@ -53,6 +53,7 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
         box=SIMPLE_HEAD,
         show_footer=len(summaries) > 1,
         padding=(0, 1),
+        collapse_padding=True,
         pad_edge=False,
     )
     n_alerts = sum(summary["n_alerts"] for summary in summaries)
@@ -65,8 +66,8 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
     table.add_column("new", justify="right", footer=str(n_new), no_wrap=True)
     table.add_column("kernel sum", justify="right", min_width=6)
     table.add_column("pull width", justify="right", min_width=5)
-    table.add_column("work s", justify="right", footer=f"{seconds:.1f}")
-    table.add_column("late by s", justify="right")
+    table.add_column("work s", justify="right", footer=f"{seconds:.1f}", min_width=5, no_wrap=True)
+    table.add_column("latency s", justify="right", min_width=7)
     for summary in summaries:
         outcome, reason = summary["outcome"], summary["reason"]
         style = {"published": "green", "dead_lettered": "red"}.get(outcome, "yellow")
@@ -78,7 +79,7 @@ def make_exposures_table(summaries: Iterable[Mapping[str, Any]], *, title: str |
             _text(summary["counts"].get("new_objects")),
             _number(summary["figures"].get("kernel_sum"), ".3f"),
             _number(summary["figures"].get("pull_width"), ".3f"),
-            _number(_work_seconds(summary), ".2f"),
+            _number(_work_seconds(summary), ".1f"),
             _number(summary["latency_s"], ".1f"),
         )
     return table

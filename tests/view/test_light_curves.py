@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from alertprod.view.light_curves import choose_objects, plot_light_curves, save_light_curves
+from alertprod.view.light_curves import choose_objects, choose_time_axis, plot_light_curves, save_light_curves
 
 
 def test_latest_alert_of_each_object_is_chosen(packets):
@@ -48,3 +49,22 @@ def test_page_is_written(packets, tmp_path):
 def test_no_alerts_make_no_page(tmp_path):
     with pytest.raises(ValueError, match="no light curves"):
         save_light_curves([], tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("span_days", "unit", "expected"),
+    [(10 / 1440, "minutes since 2024-01-01 06:00 TAI", 10.5), (0.5, "hours since 2024-01-01 0h TAI (MJD 60310)", 18.0),
+     (30.0, "days since 2024-01-01 0h TAI (MJD 60310)", 30.25)],
+)  # fmt: skip
+def test_times_are_numbers_of_few_digits(packets, span_days, unit, expected):
+    first = 60310.25 + 0.5 / 1440
+    bare = {"prvDiaSources": None, "prvDiaForcedSources": None}
+    dated = [
+        {**packets[0], **bare, "diaSource": {**packets[0]["diaSource"], "midpointMjdTai": time}}
+        for time in (first, first + span_days)
+    ]
+    axis = choose_time_axis(dated)
+    assert axis.label == unit
+    assert axis.place(np.array(first + span_days)) == pytest.approx(
+        expected, abs=0.01 + (0.01 if span_days > 1e-2 else 0)
+    )

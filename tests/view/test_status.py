@@ -110,3 +110,14 @@ def test_eighty_columns_cut_no_name_short(metrics):
     assert max(map(len, text.splitlines())) <= 80
     assert "Camera/2026112200017/0 r" in text
     assert "published" in text
+
+
+def test_eighty_columns_hold_a_long_reason_beside_the_longest_name(metrics):
+    failed = exposure(
+        2026112200017, outcome="dead_lettered", reason="insufficient_kernel_sources", latency_s=None, n_alerts=0
+    )
+    text = text_of(status_of(metrics, last=[failed, exposure(2026112200018)]), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    (line,) = (line for line in text.splitlines() if "Camera/2026112200017/0 r" in line)
+    assert "dead_lettered" in line
+    assert "insuffi" in line
