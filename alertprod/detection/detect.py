@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from alertprod._ranges import require_ranges
-from alertprod._typing import FloatArray, IntArray
+from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _loops
 from alertprod.detection.blends import split_blends
 from alertprod.detection.footprints import FootprintSet, build_footprints
@@ -21,6 +20,7 @@ from alertprod.detection.matched_filter import (
     compute_unsmoothed_significance,
     make_filter_kernel,
 )
+from alertprod.detection.neighbours import find_points, split_neighbours
 from alertprod.detection.thresholds import ThresholdType, keep_islands, keep_peaks
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
@@ -31,6 +31,9 @@ _POLARITY_BITS = {
     "negative": _loops.NEGATIVE,
     "both": _loops.POSITIVE | _loops.NEGATIVE,
 }
+
+_DAMAGED_PLANES = ("SAT", "SAT_TEMPLATE", "BAD", "NO_DATA")
+"""What is detected on such pixels is the residual of what they lack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,8 @@ class _Found:
     pixels: IntArray
     bits: IntArray
     parts: IntArray
+    is_point: BoolArray
+    is_damaged: BoolArray
     painted: IntArray
     peak_pixels: IntArray
     peak_bits: IntArray
@@ -211,7 +216,10 @@ class _Found:
         shape = (self.significance.shape[0], self.significance.shape[1])
         for group in groups:
             grown, owner, count = _loops.label_pixels(painted, group)
-            owner, count = _split_neighbours(shape, grown, owner, count, self.pixels, self.bits & group, self.parts)
+            owner, count = split_neighbours(
+                shape, grown, owner, count, pixels=self.pixels, bits=self.bits & group, parts=self.parts,
+                is_point=self.is_point, is_damaged=self.is_damaged,
+            )  # fmt: skip
             peaks = self.peak_pixels[(self.peak_bits & group) != 0]
             all_pixels.append(grown)
             all_owners.append(owner + first_number)
@@ -299,6 +307,8 @@ def _find(
         is_peak=is_peak,
         min_coverage=config.min_coverage,
     )
+    is_damaged = (masked_image.mask[pixels // n_columns, pixels % n_columns] & plane_bits(*_DAMAGED_PLANES)) != 0
+    is_point = find_points(significance, kernel, pixels=pixels, parts=parts, is_peak=is_peak, is_damaged=is_damaged)
     if set_planes:
         _set_detected_planes(masked_image, painted)
     return _Found(
@@ -307,6 +317,8 @@ def _find(
         pixels=pixels,
         bits=bits,
         parts=parts,
+        is_point=is_point,
+        is_damaged=is_damaged,
         painted=painted,
         peak_pixels=peak_pixels[covered],
         peak_bits=peak_bits[covered],
@@ -316,58 +328,6 @@ def _find(
 def _disk_half_widths(radius: int) -> IntArray:
     """Return the half-width of a disk's rows, from its middle outwards."""
     return np.sqrt(float(radius * radius) - np.arange(radius + 1.0) ** 2).astype(np.int64)
-
-
-def _split_neighbours(
-    shape: tuple[int, int],
-    grown: IntArray,
-    owner: IntArray,
-    count: int,
-    pixels: IntArray,
-    bits: IntArray,
-    parts: IntArray,
-) -> tuple[IntArray, int]:
-    """Give detections of one sign that touch only since they were grown, or only faintly, footprints of their own.
-
-    A component with both signs stays whole: it is a dipole, or the residual of a bright star.
-
-    Parameters
-    ----------
-    grown, owner, count
-        Flat indices of grown pixels, rising, the component of each, and how many components there are.
-    pixels, bits, parts
-        Flat indices of detected pixels, their signs, and the number of the source that each is part of.
-
-    Returns
-    -------
-    tuple
-        New owners of `grown`, and how many there are.
-    """
-    pixels, bits, parts = pixels[bits != 0], bits[bits != 0], parts[bits != 0]
-    if not len(pixels):
-        return owner, count
-    component = owner[np.searchsorted(grown, pixels)]
-    signs = np.zeros(count, dtype=bits.dtype)
-    np.bitwise_or.at(signs, component, bits)
-    pairs = np.unique(np.stack([component, parts], axis=1), axis=0)
-    n_parts = np.bincount(pairs[:, 0], minlength=count)
-    crowded = np.flatnonzero((n_parts > 1) & (signs != (_loops.POSITIVE | _loops.NEGATIVE)))
-    if not len(crowded):
-        return owner, count
-    owner = owner.copy()
-    order, starts = np.argsort(owner, kind="stable"), np.zeros(count + 1, dtype=np.int64)
-    starts[1:] = np.cumsum(np.bincount(owner, minlength=count))
-    n_columns = shape[1]
-    for number in crowded:
-        mine = order[starts[number] : starts[number + 1]]
-        core = np.flatnonzero(component == number)
-        tree = cKDTree(np.stack([pixels[core] // n_columns, pixels[core] % n_columns], axis=1))
-        nearest = tree.query(np.stack([grown[mine] // n_columns, grown[mine] % n_columns], axis=1))[1]
-        numbers, split = np.unique(parts[core][nearest], return_inverse=True)
-        # The first keeps the component's number.
-        owner[mine] = np.where(split == 0, number, count + split - 1)
-        count += len(numbers) - 1
-    return owner, count
 
 
 def _set_detected_planes(masked_image: MaskedImage, painted: IntArray) -> None:
