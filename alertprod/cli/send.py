@@ -58,7 +58,8 @@ def send(
         typer.Option(
             "--replay",
             help="Mark them as replays: an exposure that was published has its stored alerts sent again, on the replay "
-            "topic; one that is new is processed whatever its age, and published as any other.",
+            "topic; one that is new, was skipped, expired or became a dead letter is processed whatever its age, and "
+            "published as any other.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the events as JSON lines; send nothing.")] = False,

@@ -202,7 +202,7 @@ class Exposures:
             job.received,
             identity=self._identity,
             lease_s=self._config.limits.lease_s,
-            reopen=job.is_reopening,
+            reopen=job.is_reopening or job.event.replay,
         )
 
     def _order(self, job: Job) -> WorkOrder:

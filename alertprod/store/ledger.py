@@ -8,7 +8,7 @@ ran out and whose exposure somebody else took up cannot write over the newcomer.
 
     (no row) ──claim──► claimed ──store──► stored ──publish──► published
                           │ ▲
-                          │ └── claim again: the lease is over, or a dead-letter replay of one of
+                          │ └── claim again: the lease is over, or a replay of one of
                           ▼
              skipped, expired, dead_lettered
 
@@ -40,7 +40,7 @@ class LedgerState(StrEnum):
 
 
 _REOPENED_BY_REPLAY = (LedgerState.SKIPPED, LedgerState.EXPIRED, LedgerState.DEAD_LETTERED)
-"""Ends without stored bytes: a dead-letter replay may try again."""
+"""Ends without stored bytes: a replay may try again."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -185,8 +185,8 @@ class Ledger:
         event
             The event that asks for it; the row remembers the latest claim's.
         reopen
-            A dead-letter replay: an end without stored bytes (skipped, expired, dead_lettered) is claimed
-            again, its worker deaths forgotten. Alive leases and what is stored or published stay as they are, and so
+            A replay, of a dead letter or of an event: an end without stored bytes (skipped, expired, dead_lettered)
+            is claimed again, its worker deaths forgotten. Alive leases and what is stored or published stay as they are, and so
             does what was stored and could not be published (`mark_unpublishable`): its sources have their ids already.
 
         Returns
