@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export NUMBA_NUM_THREADS ?= 2
 
-.PHONY: help run install test test-faults lint typecheck check butler quality format constraints clean
+.PHONY: help run install test test-faults lint typecheck check butler middleware quality format constraints clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,7 +17,7 @@ run: $(VENV)/.installed  ## Install what is missing and run a small simulated ni
 install: $(VENV)/.installed-dev  ## Make the environment for development
 
 test: $(VENV)/.installed-dev  ## Everything CI runs: lint, types, layers, tests
-	$(MAKE) --no-print-directory lint typecheck check butler
+	$(MAKE) --no-print-directory lint typecheck middleware check
 
 lint: $(VENV)/.installed-dev  ## Style and layers
 	$(BIN)/ruff check .
@@ -36,19 +36,26 @@ test-faults: $(VENV)/.installed-dev  ## The long versions: faults on a real Kafk
 	$(BIN)/pytest -m faults $(ARGS)
 	PYTHONPATH=tests $(BIN)/python tests/daemon_site.py
 
-# Rubin's middleware pins a package lower than matplotlib has it here: an environment of its own.
-BUTLER_VENV ?= .cache/butler
-butler:  ## The tests of the adapter for Rubin's middleware, in an environment of their own; ARGS as for check
-	@if $(MAKE) --no-print-directory $(BUTLER_VENV)/.installed; then $(BUTLER_VENV)/bin/pytest tests/butler $(ARGS); \
-	elif [ "$$CI" = true ]; then exit 1; \
-	else echo "skipped tests/butler: the extra lsst cannot be installed here, see above"; fi
+butler: middleware  ## The tests of the adapter for Rubin's middleware alone; ARGS as for check
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal tests/butler $(ARGS)
+
+middleware:  ## Install Rubin's middleware; where it cannot be had, its tests are skipped (in CI that is a failure)
+	@$(MAKE) --no-print-directory $(VENV)/.installed-lsst || { test "$$CI" != true && \
+	echo "the extra lsst cannot be installed here, see above: tests/butler will be skipped"; }
 
 SEEDS ?= 1
-SIZE ?= 1024
 REGIMES ?= ordinary
 OUT ?= .cache/quality
 quality: $(VENV)/.installed-bench  ## Science quality against truth and peers: SEEDS=11-15 SIZE=4096 REGIMES=all OUT=DIR, or DATA=DIR
-	$(BIN)/python tests/benchmarks/quality --seeds $(SEEDS) --size $(SIZE) --regimes $(REGIMES) --out $(OUT) $(if $(DATA),--real $(DATA)) $(ARGS)
+	$(BIN)/python tests/benchmarks/quality --seeds $(SEEDS) --size $(or $(SIZE),1024) --regimes $(REGIMES) --out $(OUT) $(if $(DATA),--real $(DATA)) $(ARGS)
+
+BENCH_OUT ?= .cache/speed
+bench: $(VENV)/.installed-bench  ## Speed and memory beside peers: SIZE=1024,4096 SOURCES=100,400 THREADS=2,1 REPEAT=3 STAGES=exposure,chain,start,… ARGS=…
+	$(BIN)/python tests/benchmarks/speed --out $(BENCH_OUT) --sizes $(or $(SIZE),4096,1024,2048,8192) --sources $(or $(SOURCES),400,130,1300,4000,13000) \
+	  --threads $(or $(THREADS),2,1) --repeat $(or $(REPEAT),3) --parts $(or $(STAGES),all) $(if $(BASE),--base $(BASE)) $(ARGS)
+
+bench-compare: $(VENV)/.installed-bench  ## Ratios of the newest figures of make bench to stored ones: BASE=FILE or a commit that was measured
+	$(BIN)/python tests/benchmarks/speed --out $(BENCH_OUT) --only-compare --base $(BASE) $(ARGS)
 
 TOOLS := $(CURDIR)/.cache/tools
 KEDA := github.com/kedacore/keda/v2@v2.17.0
@@ -86,8 +93,6 @@ $(VENV)/.installed-bench: pyproject.toml ops/constraints.txt | $(VENV)/.installe
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e '.[test,dev,parquet,postgres,bench]'
 	@touch $@
 
-$(BUTLER_VENV)/.installed: pyproject.toml ops/constraints.txt ops/constraints-lsst.txt
-	test -x $(BUTLER_VENV)/bin/python || $(PYTHON) -m venv $(BUTLER_VENV)
-	grep -v '^python-dateutil==' ops/constraints.txt | cat - ops/constraints-lsst.txt > $(BUTLER_VENV)/constraints.txt
-	$(BUTLER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(BUTLER_VENV)/constraints.txt -e '.[test,lsst]'
+$(VENV)/.installed-lsst: pyproject.toml ops/constraints.txt | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c ops/constraints.txt -e '.[test,dev,parquet,postgres,lsst]'
 	@touch $@

@@ -1,26 +1,17 @@
 """How large alerts are, and how many of them one core cuts out, packs, encodes and hands to a broker.
 
-::
-
-    python tests/benchmarks/measure_alerts.py            # embedded broker: sizes and our own share
-    python tests/benchmarks/measure_alerts.py --kafka    # a real Kafka, with the compressions
-
 CPU seconds of this process, librdkafka's threads included; a broker's own are another process's. Each figure is the best of
 three runs: what else the machine does makes it slower, never quicker.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fastavro
 import numpy as np
@@ -54,23 +45,11 @@ MJD = 61_100.0
 RUNS = 3
 
 
-def main() -> None:
-    """Measure, and say it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--alerts", type=int, default=1000, help="of one exposure")
-    parser.add_argument("--history", type=int, default=20, help="earlier sources, and forced ones, of each object")
-    parser.add_argument("--kafka", action="store_true", help="produce to a real Kafka")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    arguments = parser.parse_args()
-    figures = measure(arguments.alerts, arguments.history, kafka=arguments.kafka)
-    for name, value in figures.items():
-        sys.stdout.write(f"{name:<84} {value:>10,.4g}\n")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2))
+def measure_alerts(n: int, n_history: int, *, kafka: bool) -> dict[str, float]:
+    """Return figures by name, of `n` alerts of one exposure with so many earlier sources, and forced ones, each.
 
-
-def measure(n: int, n_history: int, *, kafka: bool) -> dict[str, float]:
-    """Return all figures by name."""
+    With `kafka` they go to a real one, with each of the compressions, instead of the embedded broker.
+    """
     rng = np.random.default_rng(1)
     images = [make_image(rng) for _ in range(3)]
     sources = make_sources(rng, n)
@@ -98,11 +77,11 @@ def measure(n: int, n_history: int, *, kafka: bool) -> dict[str, float]:
     _, seconds = best(lambda: [validate_packet(packet) for packet in packets])
     figures["validated a second"] = len(packets) / seconds
     items = [ExportItem(packet, message.value) for packet, message in zip(packets, messages, strict=False)]
-    for file_format in ("avro", "parquet"):
-        path = Path("/tmp") / f"measure_alerts.{file_format}"
-        _, seconds = best(lambda f=file_format, path=path: export_alerts(iter(items), path, f))
-        figures[f"exported a second, {file_format}"] = len(items) / seconds
-        path.unlink()
+    with tempfile.TemporaryDirectory(prefix="alertprod-bench-") as folder:
+        for file_format in ("avro", "parquet"):
+            path = Path(folder) / f"alerts.{file_format}"
+            _, seconds = best(lambda f=file_format, path=path: export_alerts(iter(items), path, f))
+            figures[f"exported a second, {file_format}"] = len(items) / seconds
     return figures
 
 
@@ -239,7 +218,3 @@ def make_association(rng: np.random.Generator, sources: Catalog, n_history: int)
 def history_columns() -> Any:
     """Return the columns of an object."""
     return History.empty().objects.columns
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from benchmarks.quality.methods import METHODS, Method, NotApplicable, make_method
+from benchmarks.machine import find_commit
+from benchmarks.peers import NotApplicable
+from benchmarks.quality.methods import METHODS, Method, make_method
 from benchmarks.quality.pool import pool
 from benchmarks.quality.real import run_real
 from benchmarks.quality.render import make_field
@@ -190,21 +191,10 @@ def describe_run(seeds: Sequence[int], size: int) -> dict[str, object]:
     """Return what one must know to run it again."""
     return {
         "alertprod": __version__,
-        "commit": _find_commit(),
+        "commit": find_commit(),
         "numpy": np.__version__,
         "machine": platform.processor() or platform.machine(),
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seeds": ",".join(map(str, seeds)),
         "size": size,
     }
-
-
-def _find_commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()

@@ -4,35 +4,25 @@ Each turns a field into a difference; detection and measurement are the product'
 same configuration, so what differs is the subtraction.
 """
 
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
+from benchmarks.peers import NotApplicable, match_hotpants, match_photutils
 from benchmarks.quality.render import Field
-from scipy.signal import fftconvolve
 
 from alertprod.factory import create_task
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement.catalog import Catalog
-from alertprod.psf.model import FWHM_PER_SIGMA
 from alertprod.service.differencing import difference_exposures
 from alertprod.subtraction.alard_lupton import convolve_masked_image
 from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.subtraction.decorrelate import decorrelate
 from alertprod.subtraction.spatial import SpatialKernel
-
-
-class NotApplicable(Exception):
-    """This method cannot do this field; the message says why."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,80 +114,26 @@ def run_perfect(field: Field) -> Outcome:
 
 
 def run_photutils(field: Field) -> Outcome:
-    """Match with photutils' constant kernel: the ratio of the two PSFs' transforms, tapered."""
-    try:
-        from photutils.psf_matching import SplitCosineBellWindow, make_kernel
-    except ImportError as error:
-        msg = f"photutils is not there: {error}; it comes with the extra alertprod[bench]"
-        raise NotApplicable(msg) from error
-
+    """Match with photutils' constant kernel."""
     science, template = _characterize(field)
-    started = time.perf_counter()
-    x, y = science.psf.average_position
-    size = min(science.psf.size, template.psf.size)
-    target, source = (_crop(e.psf.compute_kernel_image(x=x, y=y), size) for e in (science, template))
-    # The taper that photutils recommends for space telescopes starts where ground-based seeing has no power left.
-    kernel = make_kernel(source, target, window=SplitCosineBellWindow(alpha=0.35, beta=0.3))
-    bad = ~template.masked_image.usable(plane_bits("NO_DATA"))
-    image, variance = (np.where(bad, 0.0, plane) for plane in (template.image, template.variance))
-    convolved = fftconvolve(image, kernel, mode="same")
-    noise = fftconvolve(variance, kernel**2, mode="same")
-    mask = _grow(_prepare_mask(template), size // 4)
-    seconds = time.perf_counter() - started
-    planes = MaskedImage(convolved.astype(np.float32), mask, np.maximum(noise, 0.0).astype(np.float32))
-    return _finish_peer(field, science, planes, seconds)
+    matched = match_photutils(science, template)
+    mask = _grow(_prepare_mask(template), matched.reach)
+    return _finish_peer(field, science, MaskedImage(matched.image, mask, matched.variance), matched.wall_s)
 
 
 def run_hotpants(field: Field) -> Outcome:
-    """Match with HOTPANTS, where it is on the PATH, as its authors advise: Gaussians from the two widths."""
-    program = shutil.which("hotpants")
-    if program is None:
-        msg = "hotpants is not on the PATH"
-        raise NotApplicable(msg)
+    """Match with HOTPANTS, where it is on the PATH."""
     science, template = _characterize(field)
-    with tempfile.TemporaryDirectory(prefix="hotpants-") as folder:
-        started = time.perf_counter()
-        arguments = write_hotpants_input(Path(folder), science, template, field)
-        subprocess.run([program, *arguments], check=True, capture_output=True, timeout=1800)
-        image = fits.getdata(Path(folder) / "difference.fits").astype(np.float32)
-        noise = fits.getdata(Path(folder) / "noise.fits").astype(np.float32)
-        matched = fits.getdata(Path(folder) / "matched.fits").astype(np.float32)
-        seconds = time.perf_counter() - started
-    mask = science.mask | _grow(_prepare_mask(template), 10)
+    matched = match_hotpants(science, template, saturation=field.scene.parameters.saturation)
+    mask = science.mask | _grow(_prepare_mask(template), matched.reach)
+    image, noise = matched.difference, matched.noise
     unknown = ~(np.isfinite(noise) & (noise > 0) & np.isfinite(image))
     mask[unknown] |= plane_bits("NO_DATA")
     difference = MaskedImage(
         np.where(unknown, np.nan, image), mask, np.where(unknown, np.inf, noise**2).astype(np.float32)
     )
-    matched_template = replace(science, masked_image=MaskedImage(matched, mask, template.variance))
-    return _finish(field, difference, science.psf, science, matched_template, seconds=seconds)
-
-
-def write_hotpants_input(folder: Path, science: Exposure, template: Exposure, field: Field) -> list[str]:
-    """Write the images that HOTPANTS reads and return its arguments."""
-    bad = plane_bits("BAD", "SAT", "CR", "NO_DATA")
-    for name, exposure in (("science", science), ("template", template)):
-        usable = exposure.masked_image.usable(bad)
-        fits.writeto(folder / f"{name}.fits", np.where(np.isfinite(exposure.image), exposure.image, 0.0))
-        noise = np.sqrt(np.where(np.isfinite(exposure.variance), exposure.variance, 1e12))
-        fits.writeto(folder / f"{name}_noise.fits", noise.astype(np.float32))
-        fits.writeto(folder / f"{name}_mask.fits", (~usable).astype(np.int16))
-    sigma = [e.psf.compute_fwhm() / FWHM_PER_SIGMA for e in (science, template)]
-    convolve_template = sigma[0] >= sigma[1]
-    match = max(np.sqrt(abs(sigma[0] ** 2 - sigma[1] ** 2)), 0.7)
-    upper = str(field.scene.parameters.saturation)
-    lower = str(-10.0 * float(np.sqrt(np.nanmedian(template.variance) + np.nanmedian(science.variance))))
-    stamps = str(max(4, round(field.size / 200)))
-    return [
-        "-inim", str(folder / "science.fits"), "-tmplim", str(folder / "template.fits"),
-        "-outim", str(folder / "difference.fits"), "-oni", str(folder / "noise.fits"),
-        "-oci", str(folder / "matched.fits"),
-        "-ini", str(folder / "science_noise.fits"), "-tni", str(folder / "template_noise.fits"),
-        "-imi", str(folder / "science_mask.fits"), "-tmi", str(folder / "template_mask.fits"),
-        "-iu", upper, "-tu", upper, "-il", lower, "-tl", lower, "-c", "t" if convolve_template else "i", "-n", "i",
-        "-r", "10", "-rss", "16", "-nsx", stamps, "-nsy", stamps, "-ko", "2", "-bgo", "2", "-v", "0",
-        "-ng", "3", "6", f"{0.5 * match:.3f}", "4", f"{match:.3f}", "2", f"{2.0 * match:.3f}",
-    ]  # fmt: skip
+    matched_template = replace(science, masked_image=MaskedImage(matched.image, mask, template.variance))
+    return _finish(field, difference, science.psf, science, matched_template, seconds=matched.wall_s)
 
 
 _NO_KERNEL = {"doDecorrelation": False, "doSelectSources": False}
@@ -269,11 +205,6 @@ def _grow(mask, radius: int):
     from alertprod.subtraction.convolve import grow_mask
 
     return grow_mask(mask, float(radius))
-
-
-def _crop(image, size: int):
-    rim = (image.shape[0] - size) // 2
-    return image[rim : image.shape[0] - rim, rim : image.shape[1] - rim]
 
 
 def _finish_peer(field: Field, science: Exposure, matched: MaskedImage, seconds: float) -> Outcome:

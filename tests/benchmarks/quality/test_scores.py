@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from benchmarks.peers import NotApplicable
 from benchmarks.quality.command import choose_methods, choose_regimes, main, parse_seeds
-from benchmarks.quality.methods import NotApplicable, Outcome, compute_true_kernel, run_oracle
+from benchmarks.quality.methods import Outcome, compute_true_kernel, run_oracle
 from benchmarks.quality.noise import MAX_LAG, Pulls, compute_correlation, compute_lags, compute_width
 from benchmarks.quality.places import PLACES, make_regions
 from benchmarks.quality.pool import Measure, pool

@@ -1,16 +1,12 @@
 """How fast an exposure's sources are associated with the objects of its region: nothing read, no pixels.
 
-    python tests/benchmarks/association.py [--sources 5000] [--objects 20000] [--earlier 10]
-
 Four sources in five are known objects, with as many earlier sources each as is asked for; the others are new. Fields
 of three sizes: a detector, one of a crowd, and one in which every source has many objects within its radius.
 """
 
-import argparse
 import time
 
 import numpy as np
-from rich.console import Console
 
 from alertprod.association.associate import associate
 from alertprod.association.columns import KNOWN_OBJECT_COLUMNS
@@ -30,26 +26,14 @@ MJD = 61000.0
 REPEATS = 5
 
 
-say = Console(soft_wrap=True, markup=False, highlight=False).print
-
-
-def main() -> None:
-    """Make each field, associate, print what it took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=int, default=5000)
-    parser.add_argument("--objects", type=int, default=20_000)
-    parser.add_argument("--earlier", type=int, default=10)
-    options = parser.parse_args()
+def measure_association(n_sources: int, n_objects: int, n_earlier: int) -> dict[str, float]:
+    """Return seconds by field and step, the least of some runs."""
+    figures = {}
     for name, side in FIELDS.items():
-        sources, history, facts = make_field(side, options.sources, options.objects, options.earlier)
-        matching = [seconds(lambda: match(sources, history)) for _ in range(REPEATS)]  # noqa: B023 - called at once
-        whole = [seconds(lambda: run(sources, history, facts)) for _ in range(REPEATS)]  # noqa: B023
-        result = run(sources, history, facts)
-        say(
-            f"{name:11} {side:4.2f} deg: {result.n_matched} matched, {result.n_new} new, {history.sources.n_rows} earlier"
-            f" sources: matching {min(matching):.3f} s (worst of {REPEATS}: {max(matching):.3f}),"
-            f" all of association {min(whole):.3f} s (worst {max(whole):.3f})"
-        )
+        sources, history, facts = make_field(side, n_sources, n_objects, n_earlier)
+        figures[f"{name}, matching, s"] = min(seconds(lambda: match(sources, history)) for _ in range(REPEATS))  # noqa: B023 - called at once
+        figures[f"{name}, all of it, s"] = min(seconds(lambda: run(sources, history, facts)) for _ in range(REPEATS))  # noqa: B023
+    return figures
 
 
 def make_field(side: float, n_sources: int, n_objects: int, n_earlier: int) -> tuple[Catalog, History, ExposureFacts]:
@@ -108,7 +92,3 @@ def seconds(call) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-if __name__ == "__main__":
-    main()

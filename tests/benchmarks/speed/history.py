@@ -1,28 +1,18 @@
 """How fast the history under an exposure is read from a store that is full, and how fast sources are associated with it.
 
-    python tests/benchmarks/history --objects 1000000 --sources-each 10 --database sqlite:////big/disk/history.db
-    python tests/benchmarks/history --database postgresql://user@host/empty_database
-    python tests/benchmarks/history --postgres            (a server of its own, gone at the end)
-
 The store is filled by the database itself, with rows of realistic width. Objects are strewn over the table without
 regard to their places on the sky, which is the worst order for a read; so are the sources of an object. A store that
 is there already is used as it is.
 """
 
-import argparse
 import os
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
-from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # postgres_server
-
 from postgres_server import PostgresServer
 
 from alertprod.association.associate import associate, find_known
@@ -47,41 +37,22 @@ N_MATCHED = 300
 N_EXPOSURES = 15
 
 
-say = Console(soft_wrap=True, markup=False, highlight=False).print
-
-
-def main() -> None:
-    """Fill a store, read it, print what it took."""
-    options = parse()
-    with open_url(options) as url:
-        database = Database(url)
-        database.upgrade()
-        apdb = Apdb(database, Ledger(database))
-        if not apdb.count_rows()["dia_object"]:
-            fill(database, url, options.objects, options.sources_each)
-        n_objects = apdb.count_rows()["dia_object"]
-        side = compute_side_deg(n_objects)
-        say(f"{database}: {apdb.count_rows()}, {side:.2f} degrees on a side")
-        measure(apdb, side, on_cold=lambda: forget(url))
-        database.close()
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=50_000)
-    parser.add_argument("--sources-each", type=int, default=10)
-    parser.add_argument("--database", default="sqlite:////tmp/alertprod-history.db")
-    parser.add_argument("--postgres", action="store_true", help="a PostgreSQL of its own in place of --database")
-    return parser.parse_args()
+def measure_history(url: str, *, n_objects: int, sources_each: int) -> dict[str, float]:
+    """Fill a store, read it, and return seconds by step and the numbers of rows; medians over exposures, and the worst."""
+    database = Database(url)
+    database.upgrade()
+    apdb = Apdb(database, Ledger(database))
+    if not apdb.count_rows()["dia_object"]:
+        fill(database, url, n_objects, sources_each)
+    n_objects = apdb.count_rows()["dia_object"]
+    figures = measure(apdb, compute_side_deg(n_objects), on_cold=lambda: forget(url))
+    database.close()
+    return {"objects in the store": n_objects, **figures}
 
 
 @contextmanager
-def open_url(options: argparse.Namespace) -> Iterator[str]:
-    """Give the database's URL; a server of our own lives as long as the block."""
-    if not options.postgres:
-        yield options.database
-        return
+def postgres() -> Iterator[str]:
+    """Give the URL of an empty PostgreSQL of its own, which lives as long as the block."""
     server = PostgresServer()
     try:
         yield server.url
@@ -97,7 +68,6 @@ def compute_side_deg(n_objects: int) -> float:
 
 def fill(database: Database, url: str, n_objects: int, sources_each: int) -> None:
     """Insert objects and their sources."""
-    started = time.perf_counter()
     rng = np.random.default_rng(1)
     side = compute_side_deg(n_objects)
     dec = DEC_DEG + rng.uniform(0.0, side, n_objects)
@@ -132,7 +102,6 @@ def fill(database: Database, url: str, n_objects: int, sources_each: int) -> Non
         with engine.connect() as connection:
             connection.execute(sa.text("VACUUM ANALYZE"))
         engine.dispose()
-    say(f"filled in {time.perf_counter() - started:.0f} s")
 
 
 def insert_objects(sources_each: int) -> str:
@@ -172,7 +141,7 @@ def make_values(columns: tuple, known: dict[str, str]) -> tuple[str, str]:
     return ", ".join(column.name for column in columns), ", ".join(expressions)
 
 
-def measure(apdb: Apdb, side: float, *, on_cold) -> None:
+def measure(apdb: Apdb, side: float, *, on_cold: Callable[[], None]) -> dict[str, float]:
     """Read and associate exposures anywhere in the field."""
     rng = np.random.default_rng(2)
     times = {"region": [], "light curves": [], "associate": [], "region, cold": []}
@@ -208,10 +177,16 @@ def measure(apdb: Apdb, side: float, *, on_cold) -> None:
             for name, seconds in zip(times, (region, curves, taken, cold), strict=True):
                 times[name].append(seconds)
             counts.append((objects.n_rows, len(ids), light_curves.n_rows))
-    n_objects, n_known, n_rows = np.median(counts, axis=0)
-    say(f"an exposure: {n_objects:.0f} objects in its cells, {n_known:.0f} near a source, {n_rows:.0f} rows of them")
+    figures = dict(
+        zip(
+            ("objects under an exposure", "of them near a source", "sources of those"),
+            np.median(counts, axis=0).tolist(),
+            strict=True,
+        )
+    )
     for name, seconds in times.items():
-        say(f"  {name:14} median {np.median(seconds):.3f} s, worst {max(seconds):.3f} s")
+        figures |= {f"{name}, s": float(np.median(seconds)), f"{name}, worst, s": max(seconds)}
+    return figures
 
 
 def make_sources(objects: Catalog, wcs: SkyWcs, rng: np.random.Generator) -> Catalog:
@@ -242,7 +217,3 @@ def forget(url: str) -> None:
         return
     with Path(path).open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-if __name__ == "__main__":
-    main()
