@@ -12,6 +12,7 @@ from typing import Any
 from lsst.daf.butler import Butler, CollectionType, DatasetRef, DatasetType
 from lsst.pex.config import Config
 from lsst.sphgeom import ConvexPolygon, UnitVector3d
+from lsst.utils.packages import Packages
 
 from alertprod.butler import CATALOG, EXPOSURE
 from alertprod.butler._lock_wait import limit_lock_wait
@@ -31,9 +32,13 @@ _STORAGE_CLASSES: Sequence[tuple[type, str]] = (
     (Exposure, EXPOSURE),
     (Catalog, CATALOG),
     (Config, "Config"),
+    (Packages, "Packages"),
     (dict, "StructuredDataDict"),
 )
 """How each kind of object is kept."""
+
+_PACKAGES = "packages"
+"""The versions of a run's packages, as the middleware's own programs call and keep them: one repository serves both."""
 
 _EXPOSURES_OF_RUBIN = frozenset({"Exposure", "ExposureF", "ExposureI", "ExposureU"})
 """Its storage classes of exposures, each one FITS file."""
@@ -163,6 +168,8 @@ class ButlerAccess:
         """
         if self.run is None:
             raise ConfigError(str(self.root), "output", f"no collection is named to put {dataset} into")
+        if dataset == _PACKAGES and isinstance(obj, dict):
+            obj = Packages(obj)
         storage_class = next((each for kind, each in _STORAGE_CLASSES if isinstance(obj, kind)), None)
         if storage_class is None:
             raise TypeError(f"{dataset} is a {type(obj).__name__}, which has no storage class")

@@ -1,4 +1,4 @@
-"""What a Butler costs beside plain files: ``.cache/butler/bin/python tests/butler/measure_overhead.py [SIZE]``.
+"""What a Butler costs beside plain files: ``python tests/butler/measure_overhead.py [SIZE]``.
 
 Milliseconds a dataset of SIZE² pixels (512 by default), and seconds a quantum beside the same work on files.
 """

@@ -2,9 +2,7 @@
 
 import pytest
 
-pytest.importorskip(
-    "lsst.daf.butler", reason="the extra lsst is not installed; `make butler` tests it in an environment"
-)
+pytest.importorskip("lsst.daf.butler", reason="the extra lsst is not installed; `make butler` adds it")
 
 import yaml
 from lsst.daf.butler import Butler

@@ -2,9 +2,7 @@
 
 import pytest
 
-pytest.importorskip(
-    "lsst.daf.butler", reason="the extra lsst is not installed; `make butler` tests it in an environment"
-)
+pytest.importorskip("lsst.daf.butler", reason="the extra lsst is not installed; `make butler` adds it")
 
 import subprocess
 import sys
@@ -15,7 +13,9 @@ import numpy as np
 from butler_repository import DETECTOR, INPUTS, INSTRUMENT, SKYMAP, WCS, put_tiles
 from lsst.daf.butler import Butler, CollectionType
 from lsst.pipe.base import NoWorkFound as RubinNoWorkFound
-from lsst.pipe.base import RepeatableQuantumError
+from lsst.pipe.base import Pipeline, RepeatableQuantumError
+from lsst.pipe.base.quantum_graph_builder import OutputExistsError
+from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.simple_pipeline_executor import SimplePipelineExecutor
 from made_skies import TRANSIENTS
 
@@ -155,6 +155,27 @@ def test_connections_follow_the_configuration():
     assert "subfilter" in connections.dcrCoadds.dimensions
 
 
+@pytest.mark.parametrize("executor_first", [True, False])
+def test_quanta_and_the_command_line_share_a_repository(fresh, executor_first):
+    made = fresh()
+
+    def run_quantum():
+        butler = SimplePipelineExecutor.prep_butler(str(made.root), list(INPUTS), "u/test/quantum")
+        executor = SimplePipelineExecutor.from_task_class(ImageDifferenceTask, where=OF_VISIT_1, butler=butler)
+        executor.run(register_dataset_types=True, save_versions=True)
+        assert butler.get("packages")["numpy"] == np.__version__
+
+    def run_command_line():
+        uri = f"butler:{made.root}?collections={','.join(INPUTS)}"
+        image_difference.ImageDifferenceTask.parseAndRun([uri, "--output", "u/test/command", "--id", "visit=1"])
+        with Butler.from_config(made.root, collections="u/test/command") as butler:
+            assert butler.get("packages")["numpy"] == np.__version__
+            assert butler.get("deepDiff_diaSrc", DATA_ID).n_rows == len(TRANSIENTS)
+
+    for step in (run_quantum, run_command_line) if executor_first else (run_command_line, run_quantum):
+        step()
+
+
 @pytest.mark.parametrize("field", ["coaddName", "doApplyFinalizedPsf", "doAddCalexpBackground"])
 def test_a_configuration_that_no_quantum_can_serve_is_refused(field):
     config = ImageDifferenceTask.ConfigClass()
@@ -183,6 +204,40 @@ def test_other_errors_stay_what_they_are_in_a_quantum():
 def test_nothing_to_do_of_theirs_is_an_exception_of_ours_outside_of_a_quantum():
     with pytest.raises(NoWorkFound, match="calexp: no overlap"), translated_errors("calexp"):
         raise RubinNoWorkFound("no overlap")
+
+
+def make_separate_executor(made, *, clobber=False):
+    """Return the in-process executor, its pipeline, and its graph of visit 1, with an output RUN of its own."""
+    butler = Butler.from_config(made.root, collections=list(INPUTS), run="u/test/separate", writeable=True)
+    executor = SeparablePipelineExecutor(butler, clobber_output=clobber)
+    pipeline = Pipeline("difference images")
+    pipeline.addTask(ImageDifferenceTask, "imageDifference")
+    pipeline.addConfigOverride("imageDifference", "detection.thresholdValue", 6.0)
+    return butler, executor, pipeline
+
+
+def test_the_in_process_executor_runs_it(fresh):
+    made = fresh()
+    butler, executor, pipeline = make_separate_executor(made)
+    with butler:
+        graph = executor.make_quantum_graph(pipeline, where=OF_VISIT_1)
+        executor.pre_execute_qgraph(graph, register_dataset_types=True, save_versions=False)
+        executor.run_pipeline(graph)
+        assert butler.get("deepDiff_diaSrc", DATA_ID).n_rows == len(TRANSIENTS)
+        assert butler.get("imageDifference_config").detection.thresholdValue == 6.0
+
+
+def test_a_run_that_has_its_products_is_not_run_again(fresh):
+    made = fresh()
+    butler, executor, pipeline = make_separate_executor(made)
+    with butler:
+        graph = executor.make_quantum_graph(pipeline, where=OF_VISIT_1)
+        executor.pre_execute_qgraph(graph, register_dataset_types=True, save_versions=False)
+        executor.run_pipeline(graph)
+        stored = butler.find_dataset("deepDiff_diaSrc", DATA_ID).id
+        with pytest.raises(OutputExistsError, match="deepDiff_"):
+            executor.make_quantum_graph(pipeline, where=OF_VISIT_1)
+        assert butler.find_dataset("deepDiff_diaSrc", DATA_ID).id == stored
 
 
 @pytest.mark.slow
