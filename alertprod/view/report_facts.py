@@ -16,6 +16,9 @@ OBJECTIVE_S: Final = 60.0
 
 OBJECTIVE_SHARE: Final = 0.98
 
+_SENT_AGAIN_S: Final = 86400.0
+"""What was published so long after its shutter closed was sent again on purpose: an archive, not a late night."""
+
 FAILED: Final = (LedgerState.DEAD_LETTERED, LedgerState.EXPIRED)
 
 QUALITY: Final[Mapping[str, tuple[str, float | None]]] = {
@@ -40,7 +43,8 @@ class ExposureFacts:
     claimed_unix_s: float
     ended_unix_s: float
     latency_s: float
-    """Shutter close to the ledger's word that it was published, milliseconds after the commit; NaN where it was not."""
+    """Shutter close to the ledger's word that it was published, milliseconds after the commit; NaN where it was not, and
+    where that was more than a day."""
     n_alerts: int
     claims: int
     worker_deaths: int
@@ -85,30 +89,35 @@ class NightFacts:
         """Return the exposures that were published."""
         return [each for each in self.exposures if each.state is LedgerState.PUBLISHED]
 
+    def timed(self) -> list[ExposureFacts]:
+        """Return those of them that have a latency: all but what was sent again, long after it was taken."""
+        return [each for each in self.published() if math.isfinite(each.latency_s)]
+
     def failed(self) -> list[ExposureFacts]:
         """Return those that were given up or came too late."""
         return [each for each in self.exposures if each.state in FAILED]
 
     def share_of_alerts_in_time(self) -> float:
-        """Return which share of the alerts that were published took a minute at most; NaN without any."""
-        in_time = sum(each.n_alerts for each in self.published() if each.latency_s <= OBJECTIVE_S)
-        return in_time / self.n_alerts if self.n_alerts else math.nan
+        """Return which share of the alerts that have a latency took a minute at most; NaN without any."""
+        n_alerts = sum(each.n_alerts for each in self.timed())
+        in_time = sum(each.n_alerts for each in self.timed() if each.latency_s <= OBJECTIVE_S)
+        return in_time / n_alerts if n_alerts else math.nan
 
     def share_of_exposures_in_time(self) -> float:
         """Return the same for exposures, where one that failed is late; NaN without any."""
-        published = self.published()
-        total = len(published) + len(self.failed())
-        return sum(each.latency_s <= OBJECTIVE_S for each in published) / total if total else math.nan
+        timed = self.timed()
+        total = len(timed) + len(self.failed())
+        return sum(each.latency_s <= OBJECTIVE_S for each in timed) / total if total else math.nan
 
     def latency_quantiles_s(self, *quantiles: float) -> list[float]:
         """Return latencies that such shares of the alerts did not exceed; of the exposures where there is no alert."""
-        published = self.published()
-        if not published:
+        timed = self.timed()
+        if not timed:
             return [math.nan] * len(quantiles)
-        weights = np.array([each.n_alerts for each in published], float)
+        weights = np.array([each.n_alerts for each in timed], float)
         if not weights.sum():
             weights[:] = 1.0
-        order = np.argsort(latencies := np.array([each.latency_s for each in published]))
+        order = np.argsort(latencies := np.array([each.latency_s for each in timed]))
         reached = np.cumsum(weights[order]) / weights.sum()
         return [
             float(latencies[order][min(int(np.searchsorted(reached, q - 1e-12)), len(order) - 1)]) for q in quantiles
@@ -120,7 +129,7 @@ class NightFacts:
 
     def slowest(self, most: int) -> list[ExposureFacts]:
         """Return the exposures that took longest, the slowest first."""
-        return sorted(self.published(), key=lambda each: -each.latency_s)[:most]
+        return sorted(self.timed(), key=lambda each: -each.latency_s)[:most]
 
     def quality(self) -> dict[tuple[str, str], dict[str, tuple[float, float, float]]]:
         """Return median, least and greatest of each figure, by instrument and band."""
@@ -160,7 +169,9 @@ def collect_versions(rows: Iterable[LedgerRow]) -> dict[str, list[str]]:
 def _collect(row: LedgerRow) -> ExposureFacts:
     summary: Mapping[str, Any] = row.summary or {}
     closed = summary.get("shutter_close_mjd_tai")
-    is_published = row.state is LedgerState.PUBLISHED and closed is not None
+    latency_s = math.nan
+    if row.state is LedgerState.PUBLISHED and closed is not None:
+        latency_s = row.changed_unix_s - unix_from_mjd_tai(closed)
     return ExposureFacts(
         name=str(row.key),
         band=str(summary.get("band", "")),
@@ -168,7 +179,7 @@ def _collect(row: LedgerRow) -> ExposureFacts:
         reason=row.reason or "",
         claimed_unix_s=row.first_claimed_unix_s,
         ended_unix_s=row.changed_unix_s,
-        latency_s=row.changed_unix_s - unix_from_mjd_tai(closed) if is_published and closed is not None else math.nan,
+        latency_s=latency_s if latency_s <= _SENT_AGAIN_S else math.nan,
         n_alerts=row.n_alerts or 0,
         claims=row.claims,
         worker_deaths=row.worker_deaths,

@@ -23,18 +23,16 @@ def plot_latencies(night: NightFacts) -> Figure:
 
     figure = Figure(figsize=(11, 3.4), dpi=110, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
-    published = night.published()
-    late = np.array([each.latency_s for each in published])
-    left.scatter(
-        [_time(each) for each in published], late, s=14, color=[_RED if x > OBJECTIVE_S else _BLUE for x in late]
-    )
+    timed = night.timed()
+    late = np.array([each.latency_s for each in timed])
+    left.scatter([_time(each) for each in timed], late, s=14, color=[_RED if x > OBJECTIVE_S else _BLUE for x in late])
     for each in night.failed():
         left.axvline(_time(each), color=_RED, linewidth=0.8, alpha=0.5)
     left.axhline(OBJECTIVE_S, color=_RED, linewidth=0.9, linestyle="--")
     left.set(ylabel="shutter to alert (s)", ylim=(0, None), title="each exposure; red lines: failed")
     _dates(left)
     top = max([OBJECTIVE_S * 1.1, *late]) if len(late) else OBJECTIVE_S
-    right.hist(late, bins=np.linspace(0, top, 40), weights=[max(each.n_alerts, 0) for each in published], color=_BLUE)
+    right.hist(late, bins=np.linspace(0, top, 40), weights=[max(each.n_alerts, 0) for each in timed], color=_BLUE)
     right.axvline(OBJECTIVE_S, color=_RED, linewidth=0.9, linestyle="--")
     right.set(xlabel="shutter to alert (s)", ylabel="alerts", title="all alerts")
     return figure

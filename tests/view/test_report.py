@@ -120,3 +120,16 @@ def test_alerts_have_their_pictures(packets):
     assert page.count("<img") == 6
     for packet in packets[:3]:
         assert str(packet["diaSourceId"]) in page
+
+
+def test_an_archive_that_is_sent_again_is_not_late():
+    night = night_of(row(1, latency_s=20.0), row(2, latency_s=4e8), row(3, latency_s=80.0))
+
+    assert night.share_of_exposures_in_time() == 0.5
+    assert night.share_of_alerts_in_time() == 0.5
+    assert night.latency_quantiles_s(1.0) == [pytest.approx(80.0, abs=1e-3)]
+    assert [each.name for each in night.slowest(10)] == ["Camera/3/0", "Camera/1/0"]
+    page = page_of(night)
+    assert "1 sent again more than a day after they were taken have none" in page
+    assert "400000000" not in page
+    assert "The slowest" not in page_of(night_of(row(2, latency_s=4e8)))
