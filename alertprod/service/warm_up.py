@@ -31,7 +31,8 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1, scorer: Reliabilit
     -----
     Loops are compiled for the kinds of arrays they meet, and some only where there is something for them: so the
     template is read-only, as the cache's tiles are, both images have bad pixels, the science exposure has no PSF, one
-    star has moved, which makes a dipole, and something fast has left a trail.
+    star has moved, which makes a dipole, something fast has left a trail, a satellite a streak, and there is a patch of
+    light that is wider than a star.
     """
     rng = np.random.default_rng(1)
     steps = np.arange(30, _SIDE - 30, 32)
@@ -48,6 +49,8 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1, scorer: Reliabilit
         np.concatenate([[5e4, 2e4], np.full(trail.size, 3e3)]),
     )
     science = _make_exposure(*_with(x, y, flux, *appeared), fwhm=4.4, rng=rng)
+    _add_satellite(science)
+    _add_cloud(science)
     science.psf = None
     assert science.wcs is not None  # just made
     warped = merge_tiles([warp_exposure(template, science.wcs, science.shape, n_threads=n_threads)])
@@ -74,6 +77,20 @@ def warm_up(task: ImageDifferenceTask, *, n_threads: int = 1, scorer: Reliabilit
     # Forced photometry is for objects seen twice; here it is only compiled.
     differenced.photometer(x=np.array([20.0]), y=np.array([20.0]))
     return sum(1 for _ in packaged.messages())
+
+
+def _add_satellite(science: Exposure) -> None:
+    """Draw a streak from edge to edge, between the stars."""
+    columns = np.arange(_SIDE)
+    middle = 270.0 + columns / 100.0
+    distance = np.arange(_SIDE)[:, None] - middle
+    science.image[...] += np.float32(8.0 * _NOISE) * np.exp(-0.5 * (distance / 1.9) ** 2).astype(np.float32)
+
+
+def _add_cloud(science: Exposure) -> None:
+    """Draw a round patch that is wider than any star."""
+    v, u = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
+    science.image[...] += np.float32(4.0 * _NOISE) * np.exp(-0.5 * ((u - 230.0) ** 2 + (v - 80.0) ** 2) / 9.0**2)
 
 
 def _with(x: FloatArray, y: FloatArray, flux: FloatArray, *more: FloatArray) -> list[FloatArray]:

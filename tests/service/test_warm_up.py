@@ -8,12 +8,14 @@ from alertprod.service.warm_up import warm_up
 
 
 def test_the_made_up_exposure_gives_the_alerts_it_was_made_with():
-    assert warm_up(create_task({}, source="test"), n_threads=1) == 3  # one that appeared, one that moved, a trail
+    assert (
+        warm_up(create_task({}, source="test"), n_threads=1) == 4
+    )  # one that appeared, one that moved, a trail, a patch
 
 
 def test_warming_up_again_gives_the_same():
     task = create_task({}, source="test")
-    assert warm_up(task) == warm_up(task) == 3
+    assert warm_up(task) == warm_up(task) == 4
 
 
 def test_every_step_of_an_exposure_ran():
@@ -24,6 +26,7 @@ def test_every_step_of_an_exposure_ran():
     # The science exposure came without a PSF, so that the fit of one is compiled too.
     assert task.subtract.metadata["nKernelSources"] > 10
     assert task.measurement.metadata["nTrails"] == 1
+    assert task.maskStreaks.metadata["nStreaks"] == 1
 
 
 class CountingScorer:
@@ -41,5 +44,5 @@ class CountingScorer:
 
 def test_the_scorer_is_asked_too():
     scorer = CountingScorer()
-    assert warm_up(create_task({}, source="test"), scorer=scorer) == 3
-    assert scorer.shown == [(3, (3, 15, 15))]
+    assert warm_up(create_task({}, source="test"), scorer=scorer) == 4
+    assert scorer.shown == [(4, (4, 15, 15))]
