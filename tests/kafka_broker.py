@@ -90,7 +90,7 @@ class KafkaBroker(ExistingBroker):
         self.behind_port: int | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="alertprod-kafka-"))
         self._process: subprocess.Popen[bytes] | None = None
-        port, controller_port = _free_ports(2)
+        port, controller_port = free_ports(2)
         super().__init__(f"127.0.0.1:{port}")
         (self._directory / "log4j2.properties").write_text(
             "rootLogger.level=WARN\nrootLogger.appenderRefs=out\nrootLogger.appenderRef.out.ref=out\n"
@@ -116,7 +116,7 @@ class KafkaBroker(ExistingBroker):
     @classmethod
     def behind(cls, proxy_port: int) -> "KafkaBroker":
         """A broker with a second way in, `behind_port`, that it advertises as `proxy_port`: clients come by a proxy."""
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         broker = cls(
             properties={
                 "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
@@ -227,7 +227,7 @@ def find_broker() -> ExistingBroker:
     return KafkaBroker().start()
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
     try:
         return [each.getsockname()[1] for each in sockets]
