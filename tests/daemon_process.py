@@ -154,7 +154,7 @@ class DaemonProcess:
         """Wait for its end and its workers', and return its status."""
         status = self.process.wait(timeout_s)
         for pid in self.worker_pids():
-            until = time.monotonic() + 10.0
+            until = time.monotonic() + 60.0  # one that is just starting looks for its parent when it has its modules
             while psutil.pid_exists(pid):
                 assert time.monotonic() < until, "an orphan works on"
                 time.sleep(0.02)

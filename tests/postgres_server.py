@@ -1,5 +1,6 @@
 """A real PostgreSQL for tests: a cluster of its own on a free loopback port, gone at the end."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -10,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 READY_S = 60.0
 STOP_S = 30.0
@@ -34,7 +37,7 @@ def find_programs() -> Path:
 
 
 class PostgresServer:
-    """Starts on construction; `url` is a superuser's on the database ``postgres``."""
+    """Starts on construction; `kill` and `start` again with what it had; `url` is a superuser's on ``postgres``."""
 
     def __init__(self) -> None:
         programs = find_programs()
@@ -49,16 +52,36 @@ class PostgresServer:
         self._run(programs / "initdb", "-D", data, "-U", "alertprod", "-A", "trust", "-E", "UTF8", "--no-sync")
         port = _free_port()
         self._log = (self._directory / "log").open("wb")
+        self._command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+        self.url = f"postgresql://alertprod@127.0.0.1:{port}/postgres"
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, with what it had, and wait until it answers."""
+        self._log_start = self._log.tell()
         self._process = subprocess.Popen(
-            [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"],
+            self._command,
             cwd=self._directory,
             env={**os.environ, "LC_MESSAGES": "C"},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             **self._as_user,
         )
-        self.url = f"postgresql://alertprod@127.0.0.1:{port}/postgres"
         self._wait_until_ready()
+
+    def kill(self) -> None:
+        """End the server as a crash does, with all its connections."""
+        family = self.family()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait(STOP_S)
+        psutil.wait_procs(family, STOP_S)
+
+    def family(self) -> list[psutil.Process]:
+        """Return its processes: the server's own, and one a connection."""
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
 
     def close(self) -> None:
         """Stop the server and remove its files."""
@@ -83,7 +106,10 @@ class PostgresServer:
         # The port opens before the server answers on it; its log says when it does.
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            if b"database system is ready to accept connections" in Path(self._log.name).read_bytes():
+            if (
+                b"database system is ready to accept connections"
+                in Path(self._log.name).read_bytes()[self._log_start :]
+            ):
                 return
             time.sleep(0.05)
         log = Path(self._log.name).read_text(errors="replace")
