@@ -30,7 +30,7 @@ from alertprod.stream.producer import AlertProducer
 from alertprod.stream.records import OutgoingMessage, Received
 from alertprod.stream.tail import AlertTail
 
-READY_S = 120.0
+READY_S = 300.0
 """Two cores may be busy with other things than compiling a worker's loops."""
 
 N_ALERT_PARTITIONS = 3
