@@ -56,6 +56,8 @@ class Exposure:
 
     Pixel values are in image units; `photo_calib` takes them to nJy. `wcs` and `psf` are None where
     a file has none and nobody has supplied one yet; `ap_corr_map` where fluxes need no aperture correction.
+    `noise_kernel` is the kernel of unit sum through which white noise has this image's noise, where its pixels are known not
+    to be independent (`alertprod.resample.noise`); it is not kept in files.
     """
 
     masked_image: MaskedImage
@@ -64,6 +66,7 @@ class Exposure:
     photo_calib: PhotoCalib = field(default_factory=PhotoCalib)
     info: ExposureInfo = field(default_factory=ExposureInfo)
     ap_corr_map: ApCorrMap | None = None
+    noise_kernel: FloatArray | None = None
 
     @property
     def image(self) -> FloatArray:

@@ -70,6 +70,7 @@ class _Sums:
         self._weight = np.zeros(first.shape, dtype=np.float32)
         self._psfs: list[PointSpreadFunction | None] = []
         self._block_weights: list[FloatArray] = []
+        self._noise_kernels: list[FloatArray | None] = []
         self._is_nominal = False
 
     def add(self, tile: WarpedTile) -> None:
@@ -103,6 +104,7 @@ class _Sums:
         self._is_nominal |= exposure.photo_calib.is_nominal
         if blocks.any():
             self._psfs.append(exposure.psf)
+            self._noise_kernels.append(exposure.noise_kernel)
             self._block_weights.append(blocks)
 
     def finish(self) -> Exposure:
@@ -115,7 +117,18 @@ class _Sums:
             psf=_merge_psfs(self._psfs, np.array(self._block_weights), planes.shape),
             photo_calib=replace(self._first.photo_calib, is_nominal=self._is_nominal),
             info=replace(self._first.info),
+            noise_kernel=_merge_noise(self._noise_kernels, np.array(self._block_weights)),
         )
+
+
+def _merge_noise(kernels: list[FloatArray | None], weights: FloatArray) -> FloatArray | None:
+    """Return the mean kernel of the tiles' noise, None where one is not known: tiles of one coadd differ little in it."""
+    known = [kernel for kernel in kernels if kernel is not None]
+    if not known or len(known) < len(kernels):
+        return None
+    side = max(kernel.shape[0] for kernel in known)
+    padded = [np.pad(kernel, (side - kernel.shape[0]) // 2) for kernel in known]
+    return np.average(padded, axis=0, weights=weights.sum(axis=(1, 2)))
 
 
 def _merge_psfs(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from scipy.signal import fftconvolve
 
 from alertprod._typing import FloatArray
 from alertprod.geometry.box import Box
@@ -21,6 +22,7 @@ from alertprod.psf._lanczos import KERNEL_RADII, kernel_table
 from alertprod.psf.transformed import WarpedPsf
 from alertprod.resample._loops import map_near, prepare_source, warp_rows
 from alertprod.resample.mapping import PixelMapping
+from alertprod.resample.noise import compute_noise_kernel
 
 _LEAST_WEIGHT = 0.01
 """Source pixels of less weight do not pass on their mask: what they have wrong arrives a hundredfold weaker."""
@@ -167,7 +169,10 @@ def warp_exposure(
     )
     planes = warp_masked_image(template.masked_image, mapping, kernel=kernel, n_threads=n_threads)
     psf = _warp_psf(template, mapping, planes, kernel, x_min=0, y_min=0)
-    return replace(template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info))
+    noise_kernel = _warp_noise(template, mapping, kernel)
+    return replace(
+        template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info), noise_kernel=noise_kernel
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +219,10 @@ def warp_tile(
     box, part = cropped
     planes = warp_masked_image(template.masked_image, part, kernel=kernel, n_threads=n_threads)
     psf = _warp_psf(template, mapping, planes, kernel, x_min=box.x_min, y_min=box.y_min)
-    exposure = replace(template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info))
+    exposure = replace(
+        template, masked_image=planes, wcs=wcs, psf=psf, info=replace(template.info),
+        noise_kernel=_warp_noise(template, part, kernel),
+    )  # fmt: skip
     return WarpedTile(exposure=exposure, box=box, shape=shape)
 
 
@@ -231,6 +239,15 @@ def _warp_psf(
     if rows.size:
         x, y = float(columns.mean() * every) + x_min, float(rows.mean() * every) + y_min
     return WarpedPsf(template.psf, mapping, average_position=(x, y), kernel=kernel)
+
+
+def _warp_noise(template: Exposure, mapping: PixelMapping, kernel: str) -> FloatArray | None:
+    """Return the kernel of the warped noise; of what was warped before, that of both, as if it were not turned."""
+    mine = compute_noise_kernel(mapping, kernel)
+    if mine is None or template.noise_kernel is None:
+        return mine
+    both: FloatArray = fftconvolve(template.noise_kernel, mine)
+    return both
 
 
 def _source_rows(source: MaskedImage, mapping: PixelMapping, radius: int) -> slice | None:

@@ -56,7 +56,7 @@ _FAINTEST_POWER = 1e-4
 below holds a thousandth of a star's significance, and the matching kernel has little but noise there, which would make
 the correction as wide as a hundred pixels."""
 
-_UNCONVOLVED = np.ones((1, 1))
+_UNCONVOLVED: FloatArray = np.ones((1, 1))
 """The kernel of an image that was not convolved."""
 
 _NODES = 3
@@ -134,6 +134,7 @@ def decorrelate(
     template_variance: FloatArray,
     convolved: Convolved,
     psf: PointSpreadFunction,
+    template_noise_kernel: FloatArray | None = None,
     spatially_varying: bool = False,
     config: DecorrelationConfig | None = None,
     n_threads: int = 2,
@@ -152,6 +153,8 @@ def decorrelate(
         Which image the kernel was applied to.
     psf
         Of a star in `difference`.
+    template_noise_kernel
+        The kernel of unit sum through which white noise has the template's, before the match; white where None.
     spatially_varying
         Follow kernel and noise over the image; otherwise those at the middle serve everywhere.
 
@@ -166,25 +169,36 @@ def decorrelate(
     sum s, ``psi(k)^2 = (v_u + v_c s^2) / (v_u + v_c |kappa(k)|^2)``. The variance is that of each pixel's sum over
     independent pixels of the two images: ``psi^2 * V_u + (psi * kappa)^2 * V_c``, squares in pixel space, so it is right
     on stars as well. Where the science image was convolved all is divided by s^2, as the difference was divided by s.
+
+    A template that was warped has correlated noise: white noise seen through a kernel n, of the plane's variance over
+    ``sum(n^2)``. It takes part as such, with ``kappa * n`` for kappa.
     """
     config = config or DecorrelationConfig()
+    white = _UNCONVOLVED if template_noise_kernel is None else template_noise_kernel
     if convolved == "template":
         planes, names, scale = (science_variance, template_variance), ("science", "template"), 1.0
+        noises: tuple[FloatArray, FloatArray] = (_UNCONVOLVED, white)
     else:
         planes, names, scale = (
             (template_variance, science_variance),
             ("template", "science"),
             1 / kernel.kernel_sum() ** 2,
         )
+        noises = (white, _UNCONVOLVED)
     nodes = _sample(kernel, difference, planes, names, spatially_varying=spatially_varying, config=config)
+    power_u, power_c = (float((noise**2).sum()) for noise in noises)
+    paths = convolve_each(nodes.images, noises[1][None])
     whitening = stack(
         [
-            compute_whitening_kernel([_UNCONVOLVED, image], [v_u, v_c])
-            for image, v_u, v_c in zip(nodes.images, nodes.variances_u, nodes.variances_c, strict=True)
+            compute_whitening_kernel([noises[0], path], [v_u / power_u, v_c / power_c])
+            for path, v_u, v_c in zip(paths, nodes.variances_u, nodes.variances_c, strict=True)
         ]
     )
     psi = nodes.interpolate(whitening)
-    effective = (whitening, convolve_each(whitening, nodes.images))
+    effective = (
+        convolve_each(whitening, noises[0][None]) / np.sqrt(power_u),
+        convolve_each(whitening, paths) / np.sqrt(power_c),
+    )
     corrected = _correct(difference, psi, planes, effective, nodes, scale=scale, config=config, n_threads=n_threads)
     return Decorrelated(
         difference=corrected,
@@ -203,6 +217,7 @@ def decorrelate_score(
     science_variance: FloatArray,
     template_variance: FloatArray,
     psf: PointSpreadFunction,
+    template_noise_kernel: FloatArray | None = None,
     spatially_varying: bool = False,
     config: DecorrelationConfig | None = None,
     n_threads: int = 2,
@@ -221,6 +236,8 @@ def decorrelate_score(
         The planes before any convolution, shape of the score.
     psf
         Of a star in the science image, before any convolution.
+    template_noise_kernel
+        As for `decorrelate`.
     spatially_varying
         Follow kernel and noise over the image; otherwise those at the middle serve everywhere.
 
@@ -246,15 +263,18 @@ def decorrelate_score(
     config = config or DecorrelationConfig()
     planes = (science_variance, template_variance)
     nodes = _sample(kernel, score, planes, ("science", "template"), spatially_varying=spatially_varying, config=config)
+    white = _UNCONVOLVED if template_noise_kernel is None else template_noise_kernel
+    power_c = float((white**2).sum())
+    paths = convolve_each(nodes.images, white[None])
     correction = stack(
         [
-            compute_score_kernel(image, preconvolution_kernel, [v_u, v_c])
-            for image, v_u, v_c in zip(nodes.images, nodes.variances_u, nodes.variances_c, strict=True)
+            compute_score_kernel(path, preconvolution_kernel, [v_u, v_c / power_c])
+            for path, v_u, v_c in zip(paths, nodes.variances_u, nodes.variances_c, strict=True)
         ]
     )
     c = nodes.interpolate(correction)
     filtering = convolve_each(correction, preconvolution_kernel[None])
-    effective = (filtering, convolve_each(correction, nodes.images))
+    effective = (filtering, convolve_each(correction, paths) / np.sqrt(power_c))
     corrected = _correct(score, c, planes, effective, nodes, scale=1.0, config=config, n_threads=n_threads)
     x, y = kernel.centre
     drawn = fftconvolve(psf.compute_kernel_image(x=x, y=y), filtering[nodes.middle])

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from scipy.signal import fftconvolve
 
+from alertprod.detection.matched_filter import compute_significance, make_filter_kernel
 from alertprod.errors import UnusableExposure
 from alertprod.geometry.box import Box
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf
+from alertprod.resample.mapping import PixelMapping
+from alertprod.resample.noise import compute_noise_kernel
+from alertprod.resample.warp import warp_masked_image
 from alertprod.subtraction.alard_lupton import match_images
 from alertprod.subtraction.config import AlardLuptonConfig
 from alertprod.subtraction.convolve import convolve_image
@@ -99,6 +103,41 @@ def test_noise_becomes_white_and_its_variance_the_sum_of_both(rng, convolved):
     plane = result.difference.variance[30:-30, 30:-30]
     assert plane.mean() == pytest.approx(expected, rel=0.01)
     assert after.var() == pytest.approx(plane.mean(), rel=5 * np.sqrt(2) * error + 0.01)
+
+
+@pytest.mark.parametrize("convolved", ["template", "science"])
+@pytest.mark.parametrize("grid", ["turned", "shifted"])
+def test_noise_of_a_warped_template_becomes_white_and_a_point_source_s_error_right(rng, grid, convolved):
+    side = 400
+    angle, shift = (np.radians(28.0), 0.0) if grid == "turned" else (0.0, 0.5)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    mapping = PixelMapping.from_affine(matrix, x=250.0 + shift, y=50.0 + shift, shape=(side, side))
+    template_variance = 10.0 if convolved == "template" else 0.5
+    drawn = rng.normal(0, np.sqrt(template_variance), (700, 700)).astype(np.float32)
+    tile = MaskedImage(drawn, np.zeros((700, 700), np.int32), np.full((700, 700), template_variance, dtype=np.float32))
+    template = warp_masked_image(tile, mapping)
+    assert np.isfinite(template.image).all()
+    science = rng.normal(0, 1.0, (side, side)).astype(np.float32)
+    kernel = SpatialKernel.constant(gaussian(1.2), Box.from_shape((side, side)))
+    if convolved == "template":
+        image = science - convolve_image(template.image, kernel)
+    else:
+        image = convolve_image(science, kernel) - template.image
+    difference = MaskedImage(image, np.zeros_like(template.mask), np.ones_like(image))
+    planes = np.ones_like(image), template.variance
+    widths = {}
+    for noise_kernel in (None, compute_noise_kernel(mapping, "lanczos3")):
+        result = whiten(difference, *planes, kernel, convolved, template_noise_kernel=noise_kernel)
+        significance = compute_significance(result.difference, make_filter_kernel(result.psf), bad_bits=0)
+        widths[noise_kernel is not None] = float(significance[30:-30, 30:-30].std())
+    pulls = (result.difference.image / np.sqrt(result.difference.variance))[30:-30, 30:-30]
+    error = 1.0 / np.sqrt(pulls.size)
+    for lag in LAGS:
+        assert abs(autocorrelation(pulls, *lag)) < 0.005 + 4 * error
+    assert pulls.std() == pytest.approx(1.0, abs=0.005 + 4 * error / np.sqrt(2.0))
+    # Independent values of an image filtered with a Gaussian of sigma 2.5: one in 4 pi sigma^2 pixels, of its square.
+    assert widths[True] == pytest.approx(1.0, abs=4 * np.sqrt(4 * np.pi * 2.5**2) * error / np.sqrt(2.0))
+    assert widths[False] > widths[True] + 0.02
 
 
 @pytest.mark.parametrize(("science_variance", "template_variance"), [(0.04, 0.04), (0.08, 0.04), (0.04, 0.08)])
