@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export NUMBA_NUM_THREADS ?= 2
 
-.PHONY: help run install test test-faults lint typecheck check butler middleware quality format constraints clean
+.PHONY: help run install test test-faults lint typecheck check butler middleware audit quality format constraints clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,13 @@ butler: middleware  ## The tests of the adapter for Rubin's middleware alone; AR
 middleware:  ## Install Rubin's middleware; where it cannot be had, its tests are skipped (in CI that is a failure)
 	@$(MAKE) --no-print-directory $(VENV)/.installed-lsst || { test "$$CI" != true && \
 	echo "the extra lsst cannot be installed here, see above: tests/butler will be skipped"; }
+
+AUDIT := .cache/audit
+audit:  ## Known vulnerabilities of the pinned packages, as far as the package index tells
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; } || \
+	echo "skipped: pip-audit cannot be installed here, see above"
+	@if test -x $(AUDIT)/bin/pip-audit; then .ci/audit $(AUDIT)/bin/pip-audit ops/constraints.txt; fi
 
 SEEDS ?= 1
 REGIMES ?= ordinary
