@@ -1,20 +1,22 @@
 #!/bin/sh
-# Create the daemon's topics: create_topics.sh LIBS BOOTSTRAP_SERVERS [REPLICATION_FACTOR [PARTITIONS]]
+# Create the daemon's topics: create_topics.sh LIBS BOOTSTRAP_SERVERS [REPLICATION_FACTOR [PARTITIONS [SUFFIX]]]
 #
 # LIBS is the folder of Kafka's jars (README.md). PARTITIONS is for visit-ready: each partition is a lane with one
-# exposure in flight, so give it at least twice the number of workers. What exists already is left as it is.
+# exposure in flight, so give it at least twice the number of workers. SUFFIX ends every name: a second set, for a night
+# that is taken again. What exists already is left as it is.
 set -eu
 libs=$1
 brokers=$2
 replicas=${3:-1}
 lanes=${4:-16}
+suffix=${5:-}
 
 if [ "$replicas" -gt 1 ]; then in_sync=2; else in_sync=1; fi
 
 days() { echo $(($1 * 24 * 3600 * 1000)); }
 
 create() {
-    name=$1
+    name=$1$suffix
     partitions=$2
     shift 2
     options=""
