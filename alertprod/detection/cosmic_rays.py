@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray
@@ -11,6 +12,7 @@ from alertprod.errors import UnusableExposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
+from alertprod.subtraction.convolve import fill_bad_pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,3 +113,28 @@ def find_cosmic_rays(
     if set_planes:
         masked_image.mask[hits] |= plane_bits("CR")
     return hits
+
+
+def repair_cosmic_rays(masked_image: MaskedImage) -> int:
+    """Replace what is marked as a cosmic ray by its neighbours, in place; return how many pixels that were.
+
+    Notes
+    -----
+    Pixels with CR and without INTRP; they get INTRP beside it. Those with both were repaired before, as Rubin's
+    calibrated exposures are. Image and variance: the light of a particle is in the latter where it was made of pixels.
+    Where some of the eight neighbours are good they alone count: in a star's wing what is farther is something else.
+    """
+    mask = masked_image.mask
+    bits, repaired = plane_bits("CR", "INTRP"), plane_bits("INTRP")
+    broken = (mask & bits) == plane_bits("CR")
+    if not broken.any():
+        return 0
+    unusable = broken | ~masked_image.usable(plane_bits("NO_DATA", "BAD"))
+    alone = broken & ~binary_dilation(~unusable, np.ones((3, 3)))
+    for plane in (masked_image.image, masked_image.variance):
+        filled = fill_bad_pixels(plane, unusable, radius=1)
+        if alone.any():
+            filled[alone] = fill_bad_pixels(plane, unusable)[alone]
+        plane[broken] = filled[broken]
+    mask[broken] |= np.int32(repaired)
+    return int(np.count_nonzero(broken))

@@ -140,7 +140,7 @@ def _crop_negligible(shape: FloatArray) -> FloatArray:
     return shape
 
 
-def fill_bad_pixels(plane: FloatArray, bad: BoolArray) -> FloatArray:
+def fill_bad_pixels(plane: FloatArray, bad: BoolArray, *, radius: int = _FILL_RADIUS) -> FloatArray:
     """Replace bad pixels so that a convolution spreads something likely.
 
     Parameters
@@ -149,6 +149,8 @@ def fill_bad_pixels(plane: FloatArray, bad: BoolArray) -> FloatArray:
         Image or variance, shape ``(ny, nx)``.
     bad
         True where the plane must not be used; pixels that are not finite must be among them.
+    radius
+        How far in rows and columns good pixels are looked for.
 
     Returns
     -------
@@ -162,7 +164,7 @@ def fill_bad_pixels(plane: FloatArray, bad: BoolArray) -> FloatArray:
     stride = max(1, int(np.sqrt(plane.size / 250_000)))
     good = plane[::stride, ::stride][~bad[::stride, ::stride]]
     fallback = float(np.median(good)) if good.size else 0.0
-    return _loops.fill_bad(plane, np.ascontiguousarray(bad), _FILL_RADIUS, fallback)
+    return _loops.fill_bad(plane, np.ascontiguousarray(bad), radius, fallback)
 
 
 def grow_mask(mask: IntArray, radius: float) -> IntArray:

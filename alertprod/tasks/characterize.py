@@ -8,7 +8,7 @@ import numpy as np
 from lsst.pex.config import Config, Field, RangeField
 
 from alertprod.detection.background import estimate_background
-from alertprod.detection.cosmic_rays import find_cosmic_rays
+from alertprod.detection.cosmic_rays import find_cosmic_rays, repair_cosmic_rays
 from alertprod.detection.stars import StarList, find_stars
 from alertprod.errors import InsufficientPsfStars
 from alertprod.images.exposure import Exposure
@@ -99,16 +99,22 @@ class CharacterizeTask(Task):
 
         Notes
         -----
-        A tile with too few stars keeps no PSF: the template that is merged from it and its neighbours gets one.
+        A tile with too few stars keeps no PSF: the template that is merged from it and its neighbours gets one. Where
+        nobody has said a PSF nobody has looked for cosmic rays either: they are found and repaired, while each is
+        still a pixel and not what a warp makes of it.
         """
         template = self.subtractSky(template)
         if template.psf is not None:
             return template
         try:
-            return replace(template, psf=self.run(template).exposure.psf)
+            template = self.run(template).exposure
         except InsufficientPsfStars as error:
             self.log.warning("template tile without a PSF: %s", error)
             return template
+        if (template.mask & plane_bits("CR")).any():
+            template = template.copy()
+            self.metadata["nRepairedPixels"] = repair_cosmic_rays(template.masked_image)
+        return template
 
     def selectKernelSources(self, exposure: Exposure) -> Catalog:
         """Return the stars of an exposure to fit a matching kernel on."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alertprod.detection.cosmic_rays import repair_cosmic_rays
 from alertprod.errors import ExposureMismatch, TaskError
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 _KEPT_TEMPLATE_PLANES = ("NO_DATA", "BAD", "HIGH_VARIANCE")
 """What of a template's mask concerns the difference; SAT and INJECTED go on under names of their own, and a tile's
-EDGE means nothing where its neighbour goes on."""
+EDGE means nothing where its neighbour goes on. A cosmic ray of a template is repaired, so that it is no hole in every
+difference from then on, and leaves INTRP: what is found on its place is measured, and flagged."""
 
 _TEMPLATE_MATCH_ARCSEC = 1.0
 """Stars of the science image and of the template within it are the same."""
@@ -83,10 +85,12 @@ class Subtraction:
 
 
 def prepare_template(template: Exposure) -> Exposure:
-    """Return a copy whose mask says only what concerns a difference, under the planes of a template."""
+    """Return a copy without cosmic rays, whose mask says only what concerns a difference, under a template's planes."""
     prepared = template.copy()
     mask = prepared.mask
+    repair_cosmic_rays(prepared.masked_image)
     moved = [((mask & plane_bits(plane)) != 0, plane_bits(f"{plane}_TEMPLATE")) for plane in ("SAT", "INJECTED")]
+    moved.append(((mask & plane_bits("CR")) != 0, plane_bits("INTRP")))
     mask &= np.int32(plane_bits(*_KEPT_TEMPLATE_PLANES))
     for is_set, bit in moved:
         mask[is_set] |= bit

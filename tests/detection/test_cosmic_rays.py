@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alertprod.detection.cosmic_rays import CosmicRayConfig, find_cosmic_rays
+from alertprod.detection.cosmic_rays import CosmicRayConfig, find_cosmic_rays, repair_cosmic_rays
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.analytic import GaussianPsf, MoffatPsf
@@ -77,3 +77,26 @@ def test_hits_with_too_little_charge_are_left_out(make_image, psf):
 def test_impossible_settings_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         CosmicRayConfig(**fields)
+
+
+def test_marked_pixels_are_repaired_from_their_neighbours_and_say_so(make_image, psf):
+    image = make_image((64, 64), psf, [(32.0, 32.0, 2000.0)], seed=7)
+    clean = image.copy()
+    struck = (np.array([20, 20, 20, 50]), np.array([10, 11, 12, 50]))
+    image.image[struck] += 900.0
+    image.variance[struck] += 450.0
+    image.mask[struck] |= plane_bits("CR")
+    # Repaired by somebody else: its value is what it is.
+    image.mask[5, 5] |= plane_bits("CR", "INTRP")
+    image.image[5, 5] = 3.0
+    assert repair_cosmic_rays(image) == 4
+    noise = np.sqrt(clean.variance[struck])
+    # A mean of neighbours on empty sky has less noise than a pixel.
+    assert np.abs(image.image[struck]).max() < 4.0 * noise.max()
+    np.testing.assert_allclose(image.variance[struck], clean.variance[struck], rtol=0.1)
+    assert ((image.mask[struck] & plane_bits("INTRP")) != 0).all()
+    assert image.image[5, 5] == 3.0
+    untouched = np.ones(image.shape, dtype=bool)
+    untouched[struck] = untouched[5, 5] = False
+    np.testing.assert_array_equal(image.image[untouched], clean.image[untouched])
+    assert repair_cosmic_rays(image) == 0

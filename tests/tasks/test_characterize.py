@@ -141,6 +141,22 @@ def test_cosmic_rays_are_marked_and_stars_are_not(pair):
     assert not untouched.mask.any()
 
 
+def test_a_tile_without_a_psf_gets_one_and_loses_its_cosmic_rays(pair):
+    tile = replace(pair.template, psf=None)
+    tile.masked_image = tile.masked_image.copy()
+    tile.image[150, 60] += 900.0
+    given = copy_planes(tile)
+    task = make_task()
+    prepared = task.prepareTemplate(tile)
+    assert prepared.psf is not None
+    assert prepared.mask[150, 60] & plane_bits("INTRP")
+    # Among its neighbours again: within what is left of the particle's own noise in none.
+    assert abs(prepared.image[150, 60] - pair.template.image[150, 60]) < 6.0 * np.sqrt(pair.template.variance[150, 60])
+    assert task.metadata["nRepairedPixels"] >= 1
+    for now, then in zip((tile.image, tile.mask, tile.variance), given, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_an_image_without_any_good_pixel_has_no_stars(pair):
     blind = pair.science.copy()
     blind.mask[...] = plane_bits("NO_DATA")

@@ -521,6 +521,8 @@ def test_a_templates_mask_says_only_what_concerns_a_difference(task, pair, stars
     spots = {"SAT": 40, "INJECTED": 60, "EDGE": 80, "DETECTED": 100, "BAD": 120, "HIGH_VARIANCE": 140, "NO_DATA": 160}
     for plane, row in spots.items():
         template.mask[row, 200] |= plane_bits(plane)
+    template.mask[180, 200] |= plane_bits("CR")
+    template.image[180, 200] += 1e4
     ran = task().run(exposure=pair.science, templateExposure=template, selectSources=stars)
 
     def is_set(plane, row):
@@ -535,3 +537,10 @@ def test_a_templates_mask_says_only_what_concerns_a_difference(task, pair, stars
     assert is_set("HIGH_VARIANCE", 140)
     assert is_set("NO_DATA", 160)
     assert np.isnan(ran.subtractedExposure.image[160, 200])
+    # A cosmic ray is repaired: no hole, no ghost of it, and whoever is found there is told.
+    assert is_set("INTRP", 180)
+    assert not is_set("CR", 180)
+    around = np.hypot(ran.diaSources["x"] - 200, ran.diaSources["y"] - 180) < 15
+    # A neighbours' mean in a star's wing is not what was there: what is left of it is flagged.
+    assert (np.abs(ran.diaSources["snr"][around]) < 10).all()
+    assert ran.diaSources["pixel_flags_interpolated"][around].all()
