@@ -77,7 +77,7 @@ def difference(
         print_json(facts)
         return
     for name, value in facts.items():
-        shown = ", ".join(f"{k} {v:g}" for k, v in value.items()) if isinstance(value, dict) else value
+        shown = (", ".join(f"{k} {v:g}" for k, v in value.items()) or "none") if isinstance(value, dict) else value
         out.print(f"{name.replace('_', ' ')}: {shown}", markup=False)
 
 
@@ -154,12 +154,18 @@ def _write(
         err.print("no alerts: the images have no world coordinates, and an alert must say where", markup=False)
         return facts
     facts["alerts"] = str(output / "alerts.avro")
-    facts["n_alerts"] = _write_alerts(task, differenced, output / "alerts.avro")
+    facts["n_alerts"], facts["without_alert"] = _write_alerts(task, differenced, output / "alerts.avro")
     return facts
 
 
-def _write_alerts(task: "ImageDifferenceTask", differenced: "Differenced", path: Path) -> int:
-    """Write one alert a DiaSource, each of an object of its own: there is no history offline."""
+def _write_alerts(task: "ImageDifferenceTask", differenced: "Differenced", path: Path) -> tuple[int, dict[str, int]]:
+    """Write one alert a DiaSource, each of an object of its own: there is no history offline.
+
+    Returns
+    -------
+    tuple
+        How many, and how many DiaSources have none, by why: their flags, mostly.
+    """
     from alertprod.alerts.avro import write_alerts
     from alertprod.alerts.cutouts import CutoutConfig
     from alertprod.alerts.packet import PacketInfo
@@ -197,4 +203,9 @@ def _write_alerts(task: "ImageDifferenceTask", differenced: "Differenced", path:
         forced_id_factory=task.makeIdFactory(0, 44),
         association=association,
     )
-    return write_alerts(path, packaged.packets())
+    dropped = {
+        reason.removeprefix("dropped_"): count
+        for reason, count in packaged.counts.items()
+        if reason.startswith("dropped_") and count
+    }
+    return write_alerts(path, packaged.packets()), dropped
