@@ -69,7 +69,7 @@ def _measure_njy(exposure: Exposure, x: FloatArray, y: FloatArray) -> tuple[Floa
     if exposure.psf is None:
         msg = "forced photometry needs a PSF on both images"
         raise ValueError(msg)
-    fluxes = measure_psf_flux(exposure.masked_image, exposure.psf, x=x, y=y)
+    fluxes = measure_psf_flux(exposure.masked_image, exposure.psf, x=x, y=y, noise=exposure.correlated_noise)
     scale = exposure.photo_calib.njy_per_count
     return fluxes.flux * scale, fluxes.flux_err * scale
 

@@ -6,6 +6,7 @@ from alertprod._typing import FloatArray, IntArray
 from alertprod.geometry.box import Box
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.ap_corr import ApCorrMap
+from alertprod.images.correlated_noise import CorrelatedNoise, make_noise
 from alertprod.images.masked_image import MaskedImage
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.psf.model import PointSpreadFunction
@@ -57,7 +58,8 @@ class Exposure:
     Pixel values are in image units; `photo_calib` takes them to nJy. `wcs` and `psf` are None where
     a file has none and nobody has supplied one yet; `ap_corr_map` where fluxes need no aperture correction.
     `noise_kernel` is the kernel of unit sum through which white noise has this image's noise, where its pixels are known not
-    to be independent (`alertprod.resample.noise`); it is not kept in files.
+    to be independent (`alertprod.resample.noise`); `noise` is that of an image made of several, as a difference. Neither is
+    kept in files.
     """
 
     masked_image: MaskedImage
@@ -67,6 +69,7 @@ class Exposure:
     info: ExposureInfo = field(default_factory=ExposureInfo)
     ap_corr_map: ApCorrMap | None = None
     noise_kernel: FloatArray | None = None
+    noise: CorrelatedNoise | None = None
 
     @property
     def image(self) -> FloatArray:
@@ -87,6 +90,13 @@ class Exposure:
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.masked_image.shape
+
+    @property
+    def correlated_noise(self) -> CorrelatedNoise | None:
+        """What is known of the noise beyond the variance plane, None where pixels count as independent."""
+        if self.noise is None and self.noise_kernel is not None:
+            return make_noise(self.variance, self.noise_kernel)
+        return self.noise
 
     @property
     def box(self) -> Box:

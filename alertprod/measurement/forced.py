@@ -68,7 +68,9 @@ def fill_forced_fluxes(
             catalog[f"{other}_flag"] = True
             continue
         njy = exposure.photo_calib.njy_per_count
-        forced = measure_psf_flux(exposure.masked_image, psf, x=x, y=y, bad_planes=bad_planes)
+        forced = measure_psf_flux(
+            exposure.masked_image, psf, x=x, y=y, bad_planes=bad_planes, noise=exposure.correlated_noise
+        )
         catalog[flux], catalog[f"{flux}_err"] = forced.flux * njy, forced.flux_err * njy
         catalog[f"{other}_area"] = forced.area
         catalog[f"{other}_flag"], catalog[f"{other}_flag_edge"] = forced.flag, forced.flag_edge

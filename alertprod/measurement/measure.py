@@ -177,7 +177,15 @@ def measure_dia_sources(
 
     images = difference.masked_image
     psf_images = draw_psfs(difference.psf, x=x, y=y)
-    fluxes = measure_psf_flux(images, difference.psf, x=x, y=y, bad_planes=bad_planes, psf_images=psf_images)
+    fluxes = measure_psf_flux(
+        images,
+        difference.psf,
+        x=x,
+        y=y,
+        bad_planes=bad_planes,
+        psf_images=psf_images,
+        noise=difference.correlated_noise,
+    )
     aperture = measure_aperture_flux(
         images, difference.psf, x=x, y=y, psf_flux=fluxes.flux, radius=APERTURE_RADIUS, bad_planes=bad_planes,
         psf_images=psf_images,

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.errors import UnusableExposure
 from alertprod.geometry.box import Box
+from alertprod.images.correlated_noise import ConstantKernel, CorrelatedNoise, NoisePart
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
+from alertprod.psf.convolution import convolve_full
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.psf.transformed import ConvolvedPsf
 from alertprod.subtraction._filters import (
@@ -98,6 +99,8 @@ class Decorrelated:
         The kernel that it was convolved with, psi or c: unit sum, so fluxes are as they were.
     psf
         Of a star in the result.
+    noise
+        The white noises that the result's was made of; what errors of fluxes follow from where it is not white.
     convolved_variance, unconvolved_variance
         The mean variances, at the middle of the image, that it was made from.
     """
@@ -105,6 +108,7 @@ class Decorrelated:
     difference: MaskedImage
     kernel: SpatialKernel
     psf: PointSpreadFunction
+    noise: CorrelatedNoise
     convolved_variance: float
     unconvolved_variance: float
 
@@ -204,6 +208,7 @@ def decorrelate(
         difference=corrected,
         kernel=psi,
         psf=ConvolvedPsf(psf, psi),
+        noise=_describe_noise(planes, effective, nodes, scale=scale),
         convolved_variance=float(nodes.variances_c[nodes.middle]),
         unconvolved_variance=float(nodes.variances_u[nodes.middle]),
     )
@@ -277,10 +282,11 @@ def decorrelate_score(
     effective = (filtering, convolve_each(correction, paths) / np.sqrt(power_c))
     corrected = _correct(score, c, planes, effective, nodes, scale=1.0, config=config, n_threads=n_threads)
     x, y = kernel.centre
-    drawn = fftconvolve(psf.compute_kernel_image(x=x, y=y), filtering[nodes.middle])
+    drawn = convolve_full(psf.compute_kernel_image(x=x, y=y), filtering[nodes.middle])
     return Decorrelated(
         difference=corrected,
         kernel=c,
+        noise=_describe_noise(planes, effective, nodes, scale=1.0),
         psf=ConvolvedPsf(psf, nodes.interpolate(filtering), size=crop_kernels(drawn[None], TRUNCATION).shape[1]),
         convolved_variance=float(nodes.variances_c[nodes.middle]),
         unconvolved_variance=float(nodes.variances_u[nodes.middle]),
@@ -408,6 +414,18 @@ def _mean_variances(
         raise UnusableExposure(name, "variance", "its plane has no usable pixel")
     # A place without data takes the mean of the others.
     return np.where(np.isnan(means), np.nanmean(means), means)
+
+
+def _describe_noise(
+    planes: tuple[FloatArray, FloatArray], effective: tuple[FloatArray, FloatArray], nodes: _Nodes, *, scale: float
+) -> CorrelatedNoise:
+    """Return the noise of `planes` through the `effective` kernels; the planes are not copied."""
+    parts = []
+    for plane, kernels in zip(planes, effective, strict=True):
+        images = crop_kernels(kernels, TRUNCATION)
+        model = ConstantKernel(images[0]) if len(images) == 1 else nodes.interpolate(images)
+        parts.append(NoisePart(plane, model))
+    return CorrelatedNoise(tuple(parts), scale)
 
 
 def _correct(

@@ -116,6 +116,8 @@ class DecorrelateALKernelSpatialTask(Task):
             subtractedExposure,
             masked_image=result.difference,
             psf=result.psf,
+            noise=result.noise,
+            noise_kernel=None,
             info=replace(subtractedExposure.info),
         )
         return Struct(correctedExposure=corrected, correctionKernel=result.kernel)

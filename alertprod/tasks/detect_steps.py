@@ -66,7 +66,10 @@ def detect(task: "ImageDifferenceTask", made: Subtraction, *, seed: int) -> Foot
     if config.doSubtractDiffimBackground:
         _subtract_background(task, difference)
     if config.doScaleDiffimVariance:
-        task.metadata["scaleDiffimVarianceFactor"] = task.scaleVariance.run(difference.masked_image, difference.psf)
+        factor = task.scaleVariance.run(difference.masked_image, difference.psf)
+        task.metadata["scaleDiffimVarianceFactor"] = factor
+        if difference.noise is not None:
+            difference.noise = difference.noise.scaled(factor)
     if score is not None:
         image = score
         score.mask[...] |= difference.mask & np.int32(plane_bits("CR"))

@@ -123,7 +123,7 @@ class ZogyImagePsfMatchTask(Task):
             diffExp=difference,
             scoreExp=replace(difference, masked_image=result.score, psf=result.score_psf, info=replace(info)),
             matchedScienceExp=replace(difference, masked_image=result.matched_science, info=replace(info)),
-            matchedExposure=replace(on_scale, masked_image=result.matched_template, psf=result.psf),
+            matchedExposure=replace(on_scale, masked_image=result.matched_template, psf=result.psf, noise_kernel=None),
             warpedExposure=warped,
             templateExposure=replace(on_scale, masked_image=warped.masked_image.scaled(ratio)),
         )
