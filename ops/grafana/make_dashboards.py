@@ -37,6 +37,8 @@ class Panel:
     stacked: bool = False
     limit: float | None = None
     """A line: the objective, or what should not be passed."""
+    bad_from: float | None = None
+    """Of a number: red from here on."""
     low: float | None = None
     """Lowest value of the axis."""
     log: bool = False
@@ -108,13 +110,13 @@ ROWS = (
                     ),
                 ),
                 "Given up, or too old when their turn came.",
-                kind="stat", width=4,
+                kind="stat", width=4, bad_from=1,
             ),
             Panel(
                 "Firing",
                 (Query('count(ALERTS{alertname=~"Alertprod.+", alertstate="firing"}) or vector(0)'),),
                 "Alerts of ops/prometheus/rules.yml; each has a section in ops/runbook.md.",
-                kind="stat", width=4,
+                kind="stat", width=4, bad_from=1,
             ),
             Panel(
                 "Shutter close to acknowledged alert",
@@ -358,7 +360,9 @@ def _field_config(panel: Panel) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"color": first, "value": None}]
     if panel.limit is not None:
         steps.append({"color": beyond, "value": panel.limit})
-    defaults["thresholds"] = {"mode": "absolute", "steps": steps if panel.kind != "stat" or is_share else steps[:1]}
+    if panel.bad_from is not None:
+        steps.append({"color": "red", "value": panel.bad_from})
+    defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     if panel.kind == "stat":
         defaults["decimals"] = 2 if panel.unit == "percentunit" else 0
     if panel.kind == "timeseries":
