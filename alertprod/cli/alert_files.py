@@ -17,7 +17,7 @@ from alertprod.cli.alert_options import (
     make_filter,
 )
 from alertprod.cli.config import ConfigOption, JsonOption
-from alertprod.cli.console import err, out, print_json, progress_bar
+from alertprod.cli.console import count, err, out, print_json, progress_bar
 
 _STYLES = {"error": "red", "warning": "yellow"}
 
@@ -60,8 +60,12 @@ def validate(
                     out.print(f"{found.where}: ", end="", markup=False)
                     out.print(finding.level, style=_STYLES[finding.level], end="")
                     out.print(f": {finding.field}: {finding.problem}", markup=False)
-    err.print(f"{counts['alerts']} alerts: {counts['error']} errors, {counts['warning']} warnings", markup=False)
-    if counts["error"] or not counts["alerts"]:
+    if not counts["alerts"]:
+        err.print(f"{', '.join(sources) if sources else 'the topic'}: no alert to check", markup=False)
+        raise typer.Exit(1)
+    findings_text = ", ".join(count(counts[level], level) for level in ("error", "warning"))
+    err.print(f"{count(counts['alerts'], 'alert')}: {findings_text}", markup=False)
+    if counts["error"]:
         raise typer.Exit(1)
 
 

@@ -18,7 +18,7 @@ from alertprod.cli.alert_options import (
     make_filter,
 )
 from alertprod.cli.config import ConfigOption, JsonOption
-from alertprod.cli.console import err, out, print_json
+from alertprod.cli.console import count, err, out, print_json
 from alertprod.config import load_config
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def tail(
         except KeyboardInterrupt:  # the usual end; what was seen is in the file
             pass
     unreadable = f", {screen.n_unreadable} unreadable" if screen.n_unreadable else ""
-    err.print(f"{screen.n_alerts} alerts{unreadable}", markup=False)
+    err.print(f"{count(screen.n_alerts, 'alert')}{unreadable}", markup=False)
 
 
 @contextmanager
@@ -143,7 +143,9 @@ def show(
     until: UntilOption = None,
     objects: ObjectOption = None,
     min_snr: SnrOption = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the page of one alert to this PNG.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the page of one alert to this PNG; of one object's, the latest.")
+    ] = None,
     triplets: Annotated[Path | None, typer.Option(help="Draw the cutouts of several to this PNG.")] = None,
     light_curves: Annotated[Path | None, typer.Option(help="Draw the objects' light curves to this PNG.")] = None,
     draw: Annotated[
@@ -190,13 +192,18 @@ def show(
 
 
 def _save_page(packets: list[dict[str, Any]], path: Path) -> None:
-    if len(packets) > 1:
-        err.print(f"{len(packets)} alerts: --png draws one, --id names it", markup=False)
+    objects = {packet["diaSource"]["diaObjectId"] or packet["diaSource"]["ssObjectId"] for packet in packets}
+    if len(objects) > 1:
+        err.print(
+            f"{len(packets)} alerts of {len(objects)} objects: --png draws one alert; --id or --object names it",
+            markup=False,
+        )
         raise typer.Exit(2)
     from alertprod.view.alert_page import save_alert_page
 
-    save_alert_page(packets[0], path)
-    err.print(f"{path}: alert {packets[0]['diaSourceId']}", markup=False)
+    latest = max(packets, key=lambda packet: (packet["diaSource"]["midpointMjdTai"], packet["diaSourceId"]))
+    save_alert_page(latest, path)
+    err.print(f"{path}: alert {latest['diaSourceId']}", markup=False)
 
 
 def _print_one(packet: Mapping[str, Any], *, whole: bool, draw: bool) -> None:

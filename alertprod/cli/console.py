@@ -28,6 +28,16 @@ def print_json(value: Any) -> None:
     print(encode_json(value))
 
 
+def count(n: int, noun: str) -> str:
+    """Return a number of things as people say it: 1 alert, 2 alerts."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def print_beside(progress: Progress, text: str) -> None:
+    """Print a line of results while a progress bar is shown; on a terminal that shows both, above the bar."""
+    (progress.console if out.is_terminal and err.is_terminal else out).print(text, markup=False)
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show progress on a terminal; say nothing where standard error is a file or a pipe."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from alertprod.cli.config import ConfigOption, JsonOption
-from alertprod.cli.console import err, out, print_json
+from alertprod.cli.console import count, err, out, print_json
 from alertprod.config import load_config
 from alertprod.errors import ConfigError
 
@@ -61,7 +61,7 @@ def check(
             out.print(str(problem), markup=False, style="red")
         for table, n in counts.items():
             out.print(f"{table}: {n:,} rows", markup=False)
-    verdict = "is sound" if not problems else f"has {len(problems)} problems"
+    verdict = "is sound" if not problems else f"has {count(len(problems), 'problem')}"
     err.print(f"{name}: revision {revision or 'none'}, {verdict}", markup=False)
     if problems:
         raise typer.Exit(1)

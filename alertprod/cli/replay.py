@@ -8,7 +8,7 @@ import typer
 
 from alertprod.cli.alert_options import parse_time
 from alertprod.cli.config import ConfigOption, JsonOption
-from alertprod.cli.console import err, out, print_json, progress_bar
+from alertprod.cli.console import count, err, print_beside, print_json, progress_bar
 from alertprod.config import load_config
 
 if TYPE_CHECKING:
@@ -81,11 +81,15 @@ def replay(
             if as_json:
                 print_json({"exposure": str(row.key), "topic": topic, "n_alerts": n})
             else:
-                out.print(f"{row.key}: {n} alerts", markup=False)
+                print_beside(progress, f"{row.key}: {count(n, 'alert')}")
+    if not rows:
+        err.print("no exposure that was published is one of those", markup=False)
+        raise typer.Exit(1)
     would_be = "would be " if dry_run else ""
-    failed = f"; {n_failed} exposures are not kept" if n_failed else ""
-    err.print(f"{n_alerts} alerts of {len(rows) - n_failed} exposures {would_be}sent to {topic}{failed}", markup=False)
-    if n_failed or not rows:
+    failed = f"; not kept any more: {count(n_failed, 'exposure')}" if n_failed else ""
+    sent = f"{count(n_alerts, 'alert')} of {count(len(rows) - n_failed, 'exposure')}"
+    err.print(f"{sent} {would_be}sent to {topic}{failed}", markup=False)
+    if n_failed:
         raise typer.Exit(1)
 
 

@@ -117,6 +117,10 @@ def _read_file(path: Path) -> Iterator[Found]:
         start = file.read(len(_CONTAINER_MAGIC))
     if start.startswith(b"\x00"):
         yield _examine(str(path), path.read_bytes())
+    elif path.suffix != _OUTBOX_SUFFIX and start != _CONTAINER_MAGIC:
+        begins = f"begins with {start!r}" if start else "is empty"
+        problem = f"neither an Avro container nor a message nor an outbox: it {begins}"
+        yield Found(where=str(path), packet=None, problem=problem)
     elif path.suffix == _OUTBOX_SUFFIX:
         yield from _numbered(path, _read_outbox_file(path))
     else:

@@ -33,9 +33,10 @@ _SQLITE_FULL = 13
 _POSTGRES_DISK_FULL = ("53100", "53200")
 """disk_full, out_of_memory."""
 
-_POSTGRES_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58")
-"""SQLSTATE classes: connection, rollback (deadlock, serialization), resources, lock not available,
-operator intervention (shutdown, cancelled by a timeout), system error."""
+_POSTGRES_TRANSIENT = ("08", "25006", "28", "40", "53", "55", "57", "58")
+"""Beginnings of SQLSTATEs: connection, read-only (a standby, until it is promoted), password not taken (while it is being
+changed), rollback (deadlock, serialization), resources, lock not available, operator intervention (shutdown, cancelled by
+a timeout), system error."""
 
 
 class Database:
@@ -131,7 +132,11 @@ class Database:
             command.upgrade(config, "head")
 
     def current_revision(self) -> str | None:
-        """Return the revision the schema is at; None where there is no schema."""
+        """Return the revision the schema is at; None where there is no schema, or no file yet, and none is made."""
+        file = Path((self._url.database if self.is_sqlite else None) or ":memory:")
+        # A folder that is away may come back with the file in it: that is for SQLite to say.
+        if file.name != ":memory:" and file.parent.is_dir() and not file.exists():
+            return None
         with self.read() as connection:
             return MigrationContext.configure(connection).get_current_revision()
 
@@ -187,7 +192,7 @@ class Database:
             return DiskFull(problem)
         if error.connection_invalidated or (isinstance(error, sa.exc.OperationalError) and state is None):
             return StoreUnavailable(problem)
-        return StoreUnavailable(problem) if state is not None and state[:2] in _POSTGRES_TRANSIENT_CLASSES else None
+        return StoreUnavailable(problem) if state is not None and state.startswith(_POSTGRES_TRANSIENT) else None
 
 
 def upgrade(url: str) -> None:

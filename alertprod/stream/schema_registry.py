@@ -79,7 +79,7 @@ class SchemaRegistry:
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, authorization: str | None = None) -> None:
         if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
-            raise ConfigError("configuration", "registry url", f"{url!r} is neither http nor https")
+            raise ConfigError("registry", "url", f"{url!r} is neither http nor https")
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._headers = {"Accept": f"{_MEDIA_TYPE}, application/json", "Content-Type": _MEDIA_TYPE}
@@ -187,7 +187,8 @@ class SchemaRegistry:
                 raise RegistryUnavailable(f"{self.url}: {doing}: {problem} (HTTP status {error.code})") from error
             raise RegistryRefused(self.url, doing, error.code, problem) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise RegistryUnavailable(f"{self.url}: {doing}: {error!r}") from error
+            reason = error.reason if isinstance(error, urllib.error.URLError) else repr(error)
+            raise RegistryUnavailable(f"{self.url}: {doing}: {reason}") from error
         try:
             return json.loads(answer) if answer else {}
         except (ValueError, RecursionError) as error:

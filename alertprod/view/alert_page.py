@@ -34,7 +34,8 @@ def list_facts(packet: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     source, parent, body = packet["diaSource"], packet["diaObject"], packet["ssSource"]
     yield "alert", str(source["diaSourceId"])
     if parent is not None:
-        yield "object", f"{parent['diaObjectId']}, {parent['nDiaSources']} detections"
+        plural = "" if parent["nDiaSources"] == 1 else "s"
+        yield "object", f"{parent['diaObjectId']}, {parent['nDiaSources']} detection{plural}"
     if body is not None:
         offset = "" if body["ephOffset"] is None else f", {body['ephOffset']:.2f} arcsec from its prediction"
         yield "Solar System", f"{body['designation'] or body['ssObjectId']}{offset}"

@@ -121,7 +121,23 @@ def test_pictures_are_drawn(alertprod, container, packets, tmp_path):
     assert page.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     ran = alertprod("alerts", "show", container, "--png", page)
     assert ran.status == 2
-    assert "--png draws one, --id names it" in ran.words
+    assert "objects: --png draws one alert; --id or --object names it" in ran.words
+
+
+def test_of_one_objects_alerts_the_page_shows_the_latest(alertprod, container, packets, tmp_path):
+    an_object = packets[1]["diaSource"]["diaObjectId"]
+    latest = [packet for packet in packets if packet["diaSource"]["diaObjectId"] == an_object][-1]
+    ran = alertprod("alerts", "show", container, "--object", an_object, "--png", tmp_path / "page.png")
+    assert ran.status == 0
+    assert f"alert {latest['diaSourceId']}" in ran.words
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"[kafka]\n", "begins with b'[kaf'"), (b"", "is empty")])
+def test_a_file_that_is_nothing_of_ours_is_told_what_it_is_not(alertprod, tmp_path, content, said):
+    (tmp_path / "notes.txt").write_bytes(content)
+    ran = alertprod("alerts", "show", tmp_path / "notes.txt")
+    assert ran.status == 1
+    assert f"neither an Avro container nor a message nor an outbox: it {said}" in ran.words
 
 
 def test_one_messages_bytes_are_shown_too(alertprod, packets, tmp_path):
@@ -237,7 +253,7 @@ def test_headers_are_checked_where_there_are_some(alertprod, alert_night, tmp_pa
 def test_a_topic_is_checked_and_duplicates_are_said(alertprod, config, container):
     ran = alertprod("alerts", "validate", "-c", config)
     assert ran.status == 1  # of the one that is no alert
-    assert "22 alerts: 1 errors, 4 warnings" in ran.words
+    assert "22 alerts: 1 error, 4 warnings" in ran.words
     ran = alertprod("alerts", "validate", container, container)
     assert ran.status == 0
     assert ran.out.count("was there before: a replay, or a duplicate") == 21
@@ -246,7 +262,7 @@ def test_a_topic_is_checked_and_duplicates_are_said(alertprod, config, container
 def test_nothing_to_check_is_a_failure(alertprod, tmp_path):
     ran = alertprod("alerts", "validate", tmp_path)
     assert ran.status == 1
-    assert "0 alerts" in ran.words
+    assert "no alert to check" in ran.words
 
 
 @pytest.mark.parametrize("name", ["alerts.avro", "alerts.parquet", "alerts.ecsv"])

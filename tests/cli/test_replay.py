@@ -102,11 +102,17 @@ def test_a_dry_run_sends_nothing(alertprod, site, broker):
     assert read(broker, "alerts-replay", since_ms=before_ms) == []
 
 
+def test_what_was_never_published_is_said(alertprod, site):
+    ran = alertprod("replay", "-c", site, "--visit", 999)
+    assert ran.status == 1
+    assert "no exposure that was published is one of those" in ran.words
+
+
 def test_what_is_not_kept_any_more_is_said_and_the_rest_is_sent(alertprod, site, broker, tmp_path):
     before_ms = time.time() * 1000 - 1
     (tmp_path / "0.outbox").unlink()
     ran = alertprod("replay", "-c", site, "--all")
     assert ran.status == 1
     assert "simcam/0/1: outbox" in ran.words
-    assert "4 alerts of 1 exposures sent to alerts-replay; 1 exposures are not kept" in ran.words
+    assert "4 alerts of 1 exposure sent to alerts-replay; not kept any more: 1 exposure" in ran.words
     assert len(read(broker, "alerts-replay", since_ms=before_ms)) == 4
