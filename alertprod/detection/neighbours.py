@@ -5,11 +5,11 @@ of a star that is masked is neither, and would be lost with it.
 """
 
 import numpy as np
-from scipy.signal import fftconvolve
 from scipy.spatial import cKDTree
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection._loops import NEGATIVE, POSITIVE
+from alertprod.psf.convolution import convolve_full
 
 MIN_SIGNIFICANCE = 10.0
 """Of a point source beside a residual: a fainter bump is told from the residual's own by nothing."""
@@ -57,7 +57,7 @@ def find_points(
         return is_point
     is_clear = np.ones(count, dtype=bool)
     is_clear[parts[is_damaged]] = False
-    shape = fftconvolve(kernel, kernel[::-1, ::-1])
+    shape = convolve_full(kernel, kernel[::-1, ::-1])
     half = shape.shape[0] // 2
     shape = shape / shape[half, half]
     rows, columns = np.nonzero(shape >= CORE_LEVEL)

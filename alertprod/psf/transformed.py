@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
-from scipy.signal import convolve
 
 from alertprod._typing import FloatArray
 from alertprod.psf._lanczos import kernel_table
 from alertprod.psf._loops import resample_stamp
+from alertprod.psf.convolution import convolve_full
 from alertprod.psf.model import PointSpreadFunction
 
 _MAX_STRETCH = 8.0
@@ -232,7 +232,7 @@ class ConvolvedPsf(PointSpreadFunction):
         if not np.isfinite(before).all():
             msg = f"the PSF to convolve is not finite at x {x:.1f}, y {y:.1f}"
             raise ValueError(msg)
-        full = convolve(before, kernel, mode="full")
+        full = convolve_full(before, kernel)
         image = np.zeros((self._size, self._size))
         inside, outside = [], []
         for length in full.shape:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from alertprod._typing import FloatArray
 from alertprod.geometry.box import Box
@@ -19,6 +18,7 @@ from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf._lanczos import KERNEL_RADII, kernel_table
+from alertprod.psf.convolution import convolve_full
 from alertprod.psf.transformed import WarpedPsf
 from alertprod.resample._loops import map_near, prepare_source, warp_rows
 from alertprod.resample.mapping import PixelMapping
@@ -246,7 +246,7 @@ def _warp_noise(template: Exposure, mapping: PixelMapping, kernel: str) -> Float
     mine = compute_noise_kernel(mapping, kernel)
     if mine is None or template.noise_kernel is None:
         return mine
-    both: FloatArray = fftconvolve(template.noise_kernel, mine)
+    both: FloatArray = convolve_full(template.noise_kernel, mine)
     return both
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.fft
-from scipy.signal import fftconvolve
 
 from alertprod._typing import FloatArray
+from alertprod.psf.convolution import convolve_full
 
 TRUNCATION = 1e-3
 """Share of a filter's absolute sum that may be cut off."""
@@ -49,7 +49,7 @@ def crop_kernels(images: FloatArray, truncation: float) -> FloatArray:
 
 def convolve_each(first: FloatArray, second: FloatArray) -> FloatArray:
     """Convolve kernels ``(n, a, a)`` with as many others, or one, ``(n or 1, b, b)``: ``(n, a + b - 1, a + b - 1)``."""
-    return fftconvolve(first, np.broadcast_to(second, (len(first), *second.shape[1:])), axes=(1, 2))
+    return convolve_full(first, second)
 
 
 def stack(images: Sequence[FloatArray]) -> FloatArray:
