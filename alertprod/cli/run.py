@@ -9,6 +9,7 @@ import typer
 from alertprod.cli.console import err
 from alertprod.config import load_config
 from alertprod.logs import configure_logs
+from alertprod.service.worker_server import start_worker_server
 
 
 def run(
@@ -28,6 +29,9 @@ def run(
     """
     loaded = load_config(config)
     configure_logs(loaded.log, process="daemon")
+    if not check:
+        # It imports the science for the workers beside our own import of it.
+        start_worker_server(threads=loaded.workers.threads_per_worker)
     from alertprod.factory import check_start, create_daemon  # the science; `--help` can do without it
     from alertprod.service.daemon import EXIT_AWAY
     from alertprod.service.start_checks import StartRefused

@@ -1,6 +1,7 @@
 """Worker processes that compute, and the pool that starts, watches, kills and replaces them.
 
-Spawned, never forked (the loops' thread layers do not survive a fork), each behind a pipe of its own. Killed
+Forked from a server that has only imported (the loops' thread layers do not survive a fork; see
+`alertprod.service.worker_server`), each behind a pipe of its own. Killed
 means SIGKILL: nothing else stops compiled code. What a worker was doing when it died is the caller's business;
 the pool only says so.
 """
@@ -22,6 +23,7 @@ from alertprod.config import LogConfig, WorkersConfig, limited_threads
 from alertprod.errors import AlertprodError
 from alertprod.logs import bind_exposure, configure_logs, get_logger
 from alertprod.service.work import PipelineFactory, WorkOrder, WorkResult
+from alertprod.service.worker_server import CONTEXT
 from alertprod.store.ledger import ClaimLost
 
 DeathCause = Literal["crash", "deadline", "memory", "warm_up"]
@@ -35,8 +37,6 @@ _RESTART_MAX_S: Final = 60.0
 
 _EXIT_OUT_OF_MEMORY: Final = 86
 """Our own status for a MemoryError in a worker; no signal and no shell uses it."""
-
-_CONTEXT: Final = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +213,10 @@ class WorkerPool:
         self._workers.clear()
 
     def _start(self, number: int) -> _Worker:
-        ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(
             target=_run_worker,
-            args=(theirs, self._factory, self._log_config, f"worker-{number}"),
+            args=(theirs, self._factory, self._log_config, f"worker-{number}", self._config.threads_per_worker),
             name=f"alertprod-worker-{number}",
             daemon=True,
         )
@@ -302,8 +302,16 @@ def _private_bytes(process: psutil.Process) -> int:
     return int(memory.rss) - int(getattr(memory, "shared", 0))
 
 
-def _run_worker(connection: Connection, factory: PipelineFactory, log_config: LogConfig, name: str) -> None:
+def _run_worker(
+    connection: Connection, factory: PipelineFactory, log_config: LogConfig, name: str, n_threads: int
+) -> None:
     """Be a worker: build the pipeline, warm it, answer orders until the pipe closes."""
+    # The server's environment is that of its start; what is imported from here on reads this.
+    with limited_threads(n_threads):
+        _work(connection, factory, log_config, name)
+
+
+def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfig, name: str) -> None:
     # A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole group; the daemon decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

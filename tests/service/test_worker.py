@@ -185,3 +185,16 @@ def test_killing_one_order_leaves_no_report(ledger, make_pool):
 
     wait_until_idle(pool)
     assert pool.poll() == []
+
+
+def test_workers_outlive_a_group_that_is_told_to_stop(ledger, make_pool):
+    pool = make_pool(count=1)
+    wait_until_idle(pool)
+    (worker,) = (psutil.Process(pid) for pid in pool.process_ids())
+    server = worker.parent()
+    assert server.pid != os.getpid(), "it was not forked from the server"
+    assert server.num_threads() == 1, "what is forked of a process with threads has locks that nobody holds"
+    server.send_signal(signal.SIGTERM)
+    pool.submit(7, order(ledger, 1, "store"))
+    assert isinstance(wait_for(pool, is_end_of(7)), Finished)
+    assert server.is_running()
