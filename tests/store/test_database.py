@@ -96,6 +96,16 @@ def test_a_lock_that_is_held_too_long_is_unavailable_in_postgres(postgres_url):
 
 
 @pytest.mark.postgres
+def test_a_postgres_that_takes_no_changes_is_unavailable(postgres_url):
+    """As a standby does until it is promoted."""
+    database = Database(postgres_url)
+    with pytest.raises(StoreUnavailable, match="read-only"), database.write() as connection:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        connection.exec_driver_sql("CREATE TABLE refused ()")
+    database.close()
+
+
+@pytest.mark.postgres
 def test_a_connection_the_server_cut_is_unavailable_once(postgres_url):
     database, admin = Database(postgres_url), Database(postgres_url)
 
