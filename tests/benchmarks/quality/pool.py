@@ -210,7 +210,9 @@ def _pool_kinds(tallies: list[Tally]) -> list[Measure]:
     found, told = (sum(t.dipoles[i] for t in tallies) for i in (0, 1))
     transients, mistaken = (sum(t.called_dipoles[i] for t in tallies) for i in (0, 1))
     trails, detected, measured = (sum(t.trails[i] for t in tallies) for i in (0, 1, 2))
-    length, angle = (np.concatenate([getattr(t, n) for t in tallies]) for n in ("trail_length", "trail_angle"))
+    length, angle, pulls = (
+        np.concatenate([getattr(t, n) for t in tallies]) for n in ("trail_length", "trail_angle", "trail_pulls")
+    )
     return [
         Measure(
             name="dipoles told", value=told / found if found else np.nan, error=_binomial_error(told, found), n=found,
@@ -230,6 +232,9 @@ def _pool_kinds(tallies: list[Tally]) -> list[Measure]:
         ),
         _mean_of("trail length / true", length),
         _width_of("trail angle error, deg", angle),
+        _width_of("trail length pull width", pulls[:, 0]),
+        _width_of("trail angle pull width", pulls[:, 1]),
+        _width_of("trail flux pull width", pulls[:, 2]),
     ]  # fmt: skip
 
 

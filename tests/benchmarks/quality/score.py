@@ -82,6 +82,9 @@ class Tally:
     """Measured over true length."""
     trail_angle: np.ndarray
     """Measured less true angle, degrees."""
+    trail_pulls: np.ndarray
+    """Length, angle and flux less the true ones over their errors, shape (n, 3), of trails longer than a FWHM: a shorter one
+    is measured only where noise makes it longer."""
     rows: list[Row]
 
 
@@ -222,12 +225,23 @@ def _score_kinds(made: Field, truth: Truth, sources, match):
     sky = (jacobian @ vector[:, :, None])[:, :, 0] if len(vector) else np.zeros((0, 2))
     true_angle = np.degrees(np.arctan2(sky[:, 0], sky[:, 1]))
     measured = np.isfinite(length) & (sources["trail_ndata"][rows] > 0)
+    turned = (angle - true_angle + 90.0) % 180.0 - 90.0
+    true_flux = changes.flux_science[trail & found] * made.scene.parameters.njy_per_count * made.enclosed
+    pulls = np.stack(
+        [
+            (length - true_length) * arcsec / sources["trail_length_err_arcsec"][rows],
+            turned / sources["trail_angle_err_deg"][rows],
+            (sources["trail_flux"][rows] - true_flux) / sources["trail_flux_err"][rows],
+        ],
+        axis=-1,
+    )
     return {
         "dipoles": (int((moving & found).sum()), int((moving & is_dipole).sum())),
         "called_dipoles": (int((transient & found).sum()), int((transient & is_dipole).sum())),
         "trails": (int(trail.sum()), len(rows), int(measured.sum())),
         "trail_length": (length / true_length)[measured],
-        "trail_angle": ((angle - true_angle + 90.0) % 180.0 - 90.0)[measured],
+        "trail_angle": turned[measured],
+        "trail_pulls": pulls[measured & (true_length > made.scene.parameters.science.fwhm)],
     }
 
 
