@@ -39,6 +39,7 @@ from alertprod.factory import WorkerPipeline
 from alertprod.images.fits_io import load_exposure, save_exposure
 from alertprod.images.profile import load_profile
 from alertprod.metrics import FIGURES, STAGES
+from alertprod.service import pipeline as pipeline_module
 from alertprod.service.pipeline import Stopwatch
 from alertprod.service.work import WorkOrder
 from alertprod.store.database import Database, upgrade
@@ -789,3 +790,15 @@ def test_stages_that_are_entered_again_add_up():
     with pytest.raises(ArithmeticError), watch.stage("load"):
         raise ArithmeticError
     assert "load" in copy.copy(watch.seconds)
+
+
+def test_alerts_that_are_too_large_for_the_brokers_go_out_without_what_is_large(bench, night, monkeypatch):
+    limit = 20_000
+    monkeypatch.setattr(pipeline_module, "_MAX_ALERT_BYTES", limit)
+    result = bench.process(bench.event(night))
+    messages = list(read_outbox(result.outbox.uri, result.outbox.sha256))
+    assert result.counts["shortened_alerts"] == len(messages) > 0
+    for message in messages:
+        assert len(message.value) <= limit
+        assert dict(message.headers)["left_out"] == b"cutouts"
+        assert decode_alert(message.value)["cutoutDifference"] is None
