@@ -226,7 +226,7 @@ class RunningDaemon:
         """Wait until it has its partitions and a warm worker."""
         self.wait_until(lambda: self.ask("/readyz")[0] == 200, timeout_s=READY_S)
 
-    def wait_until(self, condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
+    def wait_until(self, condition: Callable[[], object], *, timeout_s: float = 180.0) -> None:
         """Wait, as long as the daemon lives."""
         until = time.monotonic() + timeout_s
         while not condition():

@@ -116,7 +116,7 @@ def evening(tmp_path_factory, kafka_broker, small_night) -> Evening:
         mixed += [make_event(night, 0, 0), make_event(night, 0, 1, replay=True)]
         observatory.send(*mixed, lanes=[n % observatory.lanes for n in range(len(mixed))])
         # Each sent message has ended when its offset is committed.
-        daemon.wait_until(lambda: len(set(map(str, observatory.positions()))) == 1, timeout_s=90.0)
+        daemon.wait_until(lambda: len(set(map(str, observatory.positions()))) == 1, timeout_s=180.0)
         daemon.wait_until(lambda: all(observatory.state(exposure) == "published" for exposure in evening.good))
 
         evening.pages |= {path: daemon.ask(path) for path in ("/livez", "/readyz")}

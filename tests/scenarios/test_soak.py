@@ -130,6 +130,7 @@ def draw(table) -> None:
         below.plot(table[:, 0], table[:, column], label=name)
     below.set(xlabel="exposure", ylabel="number", ylim=(0, None))
     for axes in (above, below):
-        axes.legend()
+        axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper right")
     PLOT.parent.mkdir(exist_ok=True)
     figure.savefig(PLOT, dpi=100)
