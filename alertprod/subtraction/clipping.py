@@ -92,8 +92,7 @@ class KernelClipping:
             solution, orders = self._solve()
             if not config.spatial_kernel_clipping:
                 return solution, orders
-            mean, rms = self.measure(solution, orders)
-            if not self._reject(self._outside(mean, rms), "spatial residuals"):
+            if not self._reject(self._outside_spatial(solution, orders), "spatial residuals"):
                 return solution, orders
             fresh = self._candidates.take(self._built.index)
             if len(fresh):
@@ -104,8 +103,7 @@ class KernelClipping:
 
     def measure(self, solution: SpatialSolution, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
         """Return mean and rms of the used stars' residuals, in units of the noise."""
-        kernel_terms, background_terms = self._terms(self.equations, orders)
-        return self.equations.measure_residuals(solution.evaluate(kernel_terms, background_terms))
+        return self.equations.measure_residuals(self._evaluate(solution, orders))
 
     def own_results(self) -> list[tuple[IntArray, dict[str, FloatArray]]]:
         """Return the own results of every star that was solved for, with its index; kernels in the whole basis."""
@@ -203,6 +201,22 @@ class KernelClipping:
         odd: BoolArray = np.abs(sums - centre) > self._config.max_ksum_sigma * np.hypot(errors, scatter)
         return odd if len(sums) > 2 else np.zeros(len(sums), dtype=bool)
 
+    def _outside_spatial(self, solution: SpatialSolution, orders: tuple[int, int]) -> BoolArray:
+        """Say which stars the match does not fit, neither about its background nor about the sky that each has.
+
+        A sky that no polynomial follows is no fault of the star.
+        """
+        coefficients = self._evaluate(solution, orders)
+        outside = self._outside(*self.equations.measure_residuals(coefficients))
+        if self._config.fit_for_background:
+            own = self.equations.with_own_sky(coefficients)
+            outside &= self._outside(*self.equations.measure_residuals(own))
+        return outside
+
+    def _evaluate(self, solution: SpatialSolution, orders: tuple[int, int]) -> FloatArray:
+        """Return the solution's coefficients at the stars in use."""
+        return solution.evaluate(*self._terms(self.equations, orders))
+
     def _outside(self, mean: FloatArray, rms: FloatArray) -> BoolArray:
         # Where the variance planes are too small for all stars alike, no star is to blame.
         finite = rms[np.isfinite(rms)]
@@ -290,7 +304,7 @@ class KernelClipping:
         Notes
         -----
         In units of the noise, clipped at `_ODD_RMS` times the median star's: a variable star tells nothing about how
-        the kernel varies.
+        the kernel varies. About each star's own sky: the order is the kernel's alone.
         """
         n = len(self.equations)
         equations = self.equations.select(np.arange(n) % max(1, n // _STARS_FOR_ORDER) == 0)
@@ -299,6 +313,9 @@ class KernelClipping:
         for fitted in (halves, ~halves):
             solution = self._solve_at(equations.select(fitted), orders)
             others = equations.select(~fitted)
-            squares.append(others.measure_residuals(solution.evaluate(*self._terms(others, orders)))[1] ** 2)
+            coefficients = solution.evaluate(*self._terms(others, orders))
+            if self._config.fit_for_background:
+                coefficients = others.with_own_sky(coefficients)
+            squares.append(others.measure_residuals(coefficients)[1] ** 2)
         residuals = np.concatenate(squares)
         return float(np.minimum(residuals, _ODD_RMS**2 * np.median(residuals)).mean())

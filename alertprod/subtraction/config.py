@@ -116,7 +116,7 @@ class MatchConfig:
     """A spatial fit that is conditioned worse is warned about, and used."""
 
     candidate_residual_mean_max: float = 0.25
-    """Limit of the mean residual of a stamp, in units of the noise."""
+    """Limit of the mean residual of a stamp, in units of the noise: about the fitted background, and about the sky of its rim."""
 
     candidate_residual_std_max: float = 1.50
     """Limit of the rms residual of a stamp, in units of the noise, or of the stars' median rms where that is above

@@ -25,6 +25,9 @@ _RATIO_STARS = 200
 _RIDGE = 1e-12
 """Relative to a matrix of unit diagonal: below any information, above rounding."""
 
+_RIM_WIDTH = 2
+"""Pixels: of the smallest kernel's stamp, 23 pixels wide, 168 of them, which tell the sky to 0.08 of the noise."""
+
 OWN_RESULTS = ("own_sum", "own_sum_error", "own_mean", "own_rms", "own_coefficients", "own_covariance")
 """The columns of `StampEquations` that tell of a star by itself."""
 
@@ -59,6 +62,8 @@ class StampEquations:
         The same sums with each pixel's own variance, for the residuals in units of the noise.
     mean_row, mean_target
         Sums of the design and of the data over the noise.
+    rim_row, rim_target
+        Means of the design and of the data over the stamp's rim: what is left of them there is sky.
     n_pixels, n_tested
         Number of pixels in the fit, and of those that the residuals are judged by.
     own_sum, own_sum_error
@@ -86,6 +91,8 @@ class StampEquations:
     test_norm: FloatArray
     mean_row: FloatArray
     mean_target: FloatArray
+    rim_row: FloatArray
+    rim_target: FloatArray
     n_pixels: FloatArray
     n_tested: FloatArray
     own_sum: FloatArray
@@ -118,6 +125,17 @@ class StampEquations:
         mean = (self.mean_target - np.einsum("ni,ni->n", coefficients, self.mean_row)) / self.n_tested
         return mean, np.sqrt(np.maximum(chi2, 0.0) / self.n_tested)
 
+    def with_own_sky(self, coefficients: FloatArray) -> FloatArray:
+        """Return coefficients ``(n, m)``, background among them, whose constant is what each star's rim asks for.
+
+        Notes
+        -----
+        The rim alone: a constant from the whole stamp would take up the light of a star that changed.
+        """
+        own = coefficients.copy()
+        own[:, -N_LOCAL_BACKGROUND] += self.rim_target - np.einsum("ni,ni->n", coefficients, self.rim_row)
+        return own
+
     def projected(
         self, combinations: FloatArray, basis: KernelBasis, *, flux_ratio: float, config: MatchConfig
     ) -> "StampEquations":
@@ -142,6 +160,7 @@ class StampEquations:
             test_matrix=whole @ self.test_matrix @ whole.T,
             test_vector=self.test_vector @ whole.T,
             mean_row=self.mean_row @ whole.T,
+            rim_row=self.rim_row @ whole.T,
         )
         _solve_own(equations, basis, flux_ratio, config)
         return equations
@@ -215,6 +234,8 @@ def _build_batch(
     else:
         weight = followed
         weighted = design * weight[:, None, :] if config.use_core_stats else tested
+    rim = (good & _rim(side)).reshape(n, -1)
+    rim = rim / np.maximum(rim.sum(axis=1, keepdims=True), 1)
     nothing = np.full(n, np.nan)
     equations = StampEquations(
         index=indices,
@@ -229,6 +250,8 @@ def _build_batch(
         test_norm=(inverse * data * data).sum(axis=1),
         mean_row=(design @ sigma_inverse[:, :, None])[:, :, 0],
         mean_target=(sigma_inverse * data).sum(axis=1),
+        rim_row=(design @ rim[:, :, None])[:, :, 0],
+        rim_target=(rim * data).sum(axis=1),
         n_pixels=n_pixels,
         n_tested=np.count_nonzero(inverse, axis=1).astype(float),
         own_sum=nothing,
@@ -249,6 +272,13 @@ def _core(side: int, radius: int) -> BoolArray:
     middle = side // 2
     core[middle - radius : middle + radius + 1, middle - radius : middle + radius + 1] = True
     return core.ravel()
+
+
+def _rim(side: int) -> BoolArray:
+    """Return which pixels of a stamp are its rim."""
+    rim = np.ones((side, side), dtype=bool)
+    rim[_RIM_WIDTH:-_RIM_WIDTH, _RIM_WIDTH:-_RIM_WIDTH] = False
+    return rim
 
 
 def _solve_own(equations: StampEquations, basis: KernelBasis, flux_ratio: float, config: MatchConfig) -> None:

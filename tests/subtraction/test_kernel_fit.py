@@ -77,6 +77,25 @@ def relative_error(kernel, truth):
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
+# --- what costs a star its place ---------------------------------------------------------------------------------------
+
+
+def test_a_sky_that_no_polynomial_follows_costs_no_star_but_a_variable_one_goes(rng, make_field, make_psf):
+    field = make_field(rng, shape=(400, 400), n=40, flux=(3e3, 3e4))
+    waves = np.sin(np.arange(400) / 20.0)[None, :] * np.cos(np.arange(400) / 23.0)[:, None]
+    config = AlardLuptonConfig(**SMALL, spatial_kernel_order=0)
+    template = field.observe(make_psf(1.9), noise=0.5, rng=rng)
+    flux = field.flux.copy()
+    changed = int(np.argsort(flux)[len(flux) // 2 + 1])
+    flux[changed] *= 1.3
+    science = replace(field, flux=flux).observe(make_psf(2.4), noise=1.0, rng=rng, background=0.8 * waves)
+    found = fit((science, template, make_psf(2.4), make_psf(1.9), field), config)
+    reasons = found.cell_set.reason
+    assert reasons[changed] == "kernel sum"
+    # Judged about the polynomial alone, every star on a crest or in a trough would go: near half of them.
+    assert "spatial residuals" not in reasons
+
+
 # --- plain least squares ---------------------------------------------------------------------------------------------
 
 

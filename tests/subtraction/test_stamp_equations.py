@@ -51,6 +51,27 @@ def test_residuals_follow_from_the_sums_without_the_pixels(basis, rng, make_fiel
         assert rms[n] == pytest.approx(np.sqrt((pulls**2).mean()), rel=1e-9)
 
 
+def test_a_stars_own_sky_is_that_of_its_rim(basis, rng, make_field, make_psf):
+    field = make_field(rng, shape=(150, 150), n=4, flux=(3000.0, 4000.0))
+    source = field.observe(make_psf(2.0), noise=0.1, rng=rng)
+    target = field.observe(make_psf(2.0), noise=1.0, rng=rng)
+    equations, candidates = equations_of(basis, source, target, field.x, field.y)
+    # Some kernel and an odd sky; what a target that is higher by 7 adds is all that its own sky adds.
+    coefficients = rng.normal(size=(len(equations), len(basis) + N_LOCAL_BACKGROUND)) * 0.1
+    target.image += 7.0
+    higher, _ = equations_of(basis, source, target, field.x, field.y)
+    own, of_higher = equations.with_own_sky(coefficients), higher.with_own_sky(coefficients)
+    constant = len(basis)
+    np.testing.assert_allclose(of_higher[:, constant] - own[:, constant], 7.0, rtol=1e-5)
+    np.testing.assert_array_equal(np.delete(own, constant, axis=1), np.delete(coefficients, constant, axis=1))
+    stamps, _, data, _, _ = candidates.extract(higher.index)
+    for n in range(len(higher)):
+        model = convolve2d(stamps[n], np.tensordot(of_higher[n, :constant], basis.images, axes=1), mode="valid")
+        residual = data[n] - model - (of_higher[n, constant:] @ local_background(17)).reshape(17, 17)
+        residual[2:-2, 2:-2] = np.nan
+        assert np.nanmean(residual) == pytest.approx(0.0, abs=1e-9)
+
+
 def test_noise_of_the_convolved_image_adds_its_power_to_the_matrix(basis, rng, make_image):
     dark = [make_image(rng.normal(size=(500, 500)) * 3.0, 9.0) for _ in range(2)]
     x, y = (grid.ravel().astype(float) for grid in np.meshgrid(np.arange(30, 480, 40), np.arange(30, 480, 40)))
