@@ -12,7 +12,7 @@ import numpy as np
 from alertprod._typing import FloatArray, IntArray
 from alertprod.psf.convolution import convolve_full
 
-_POWER = 0.9995
+_POWER = 0.99995
 """Share of the weights' squared sum that is looked at: the wings cost time and bring no noise."""
 
 
