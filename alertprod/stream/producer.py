@@ -41,6 +41,8 @@ _CALL_S: Final = 2.0
 _PAUSE_S: Final = 0.2
 _ABORT_S: Final = 10.0
 """An abort that takes longer is gone on with before the next transaction."""
+_ABORTS_BEFORE_ANEW: Final = 2
+"""A broker's restart takes less than these."""
 _SHARE_TO_FILL: Final = 0.8
 """Of the transaction's time; after it we abort, since a producer whose transaction the broker ended is fenced."""
 _SERVE_EVERY: Final = 256
@@ -208,6 +210,7 @@ class AlertProducer:
         self._clock = clock
         self._started = False
         self._must_abort = False
+        self._failed_aborts = 0
         self._interrupted = threading.Event()
         self._call_since: float | None = None
         self._make_settings = functools.partial(
@@ -254,6 +257,7 @@ class AlertProducer:
             try:
                 self._persist("start of the producer", self._producer.init_transactions, _after(timeout_s))
             except _Abortable as error:
+                self._replace_client()
                 raise error.outcome from error
         self._started = True
 
@@ -267,8 +271,8 @@ class AlertProducer:
     ) -> Receipt:
         """Publish messages and offsets.
 
-        1. begin a transaction, having ended an earlier one that could not be ended in its time, with a time-out that
-           its bytes fit into;
+        1. begin a transaction, having ended an earlier one that could not be ended in its time (if need be with a new
+           client: see `_end_open_transaction`), with a time-out that its bytes fit into;
         2. produce every message, waiting where librdkafka's queue is full;
         3. wait for every delivery report;
         4. add the offsets to the transaction;
@@ -308,7 +312,7 @@ class AlertProducer:
             msg = "offsets need the consumer's group metadata"
             raise ValueError(msg)
         if self._must_abort:
-            self._abort(_ABORT_S)
+            self._end_open_transaction()
         self._make_time_for(n_bytes)
         try:
             self._producer.begin_transaction()
@@ -375,9 +379,34 @@ class AlertProducer:
         if timeout_s <= self._transaction_timeout_s and not is_calm:
             return
         _log.info("transactions have %.0f s from now on", timeout_s)
-        self._transaction_timeout_s, self._started = timeout_s, False
-        self._producer = self._connect()  # nothing is open under the old one, which ends here
+        self._transaction_timeout_s = timeout_s
+        self._replace_client()  # nothing is open under the old one
         self.start()
+
+    def _end_open_transaction(self) -> None:
+        """Abort what is open; where that failed again and again, have a new client's start do it.
+
+        Notes
+        -----
+        A client whose coordinator was restarted may never reach it again (librdkafka keeps the request in its own queue,
+        connected to nobody), while a new one does at once. The open transaction is not committed, for certain: a commit
+        without an answer is `CommitUncertain`. The new client has the same transactional id, so that the broker ends
+        what the old one left open and refuses what that may still send.
+        """
+        if self._failed_aborts < _ABORTS_BEFORE_ANEW:
+            self._abort(_ABORT_S)
+            return
+        _log.warning("the open transaction cannot be ended by this client: a new one takes its place")
+        self._replace_client()
+        self.start()
+
+    def _replace_client(self) -> None:
+        """Go on with a new client, not started yet, under the same transactional id."""
+        left = [self._producer]
+        self._producer = self._connect()
+        self._started, self._must_abort, self._failed_aborts = False, False, 0
+        # The end of a client that is stuck may take long, or for ever: nobody waits for it.
+        threading.Thread(target=left.clear, name="old-producer", daemon=True).start()
 
     def _fill_transaction(
         self, messages: Iterable[OutgoingMessage], offsets: Sequence[Offset], group_metadata: Any
@@ -507,8 +536,9 @@ class AlertProducer:
         try:
             self._persist("abort of the transaction", self._producer.abort_transaction, _after(timeout_s))
         except _Abortable as error:
+            self._failed_aborts += 1
             raise error.outcome from error
-        self._must_abort = False
+        self._must_abort, self._failed_aborts = False, 0
 
     def _abort_quietly(self, timeout_s: float) -> None:
         """Abort; where the broker is away too, leave it to the next `publish`. `BrokerFatal` comes through."""

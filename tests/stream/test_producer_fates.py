@@ -182,6 +182,32 @@ def test_an_abort_without_an_answer_is_done_before_the_next_transaction(monkeypa
     assert client.calls[:2] == ["abort", "begin"]
 
 
+def test_a_client_that_cannot_end_its_transaction_is_replaced_and_its_successor_publishes(monkeypatch):
+    """As after a restart of the coordinator that librdkafka does not find again."""
+    monkeypatch.setattr("alertprod.stream.producer._ABORT_S", 0.0)
+    producer, stuck = make_producer(report=[LOST], abort=[RETRIABLE] * 100)
+    successor = ScriptedClient()
+    monkeypatch.setattr(producer, "_connect", lambda: successor)
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable):
+            publish(producer)
+    assert successor.calls == []
+    publish(producer)
+    assert successor.calls == ["init", "begin", "produce", "produce", "offsets", "commit"]
+    assert stuck.calls.count("begin") == 1
+    assert producer.counts["aborted"] == producer.counts["committed"] == 1
+
+
+def test_a_client_that_cannot_start_is_replaced_before_the_next_attempt(monkeypatch):
+    producer, _ = make_producer(init=[RETRIABLE] * 100)
+    successor = ScriptedClient()
+    monkeypatch.setattr(producer, "_connect", lambda: successor)
+    with pytest.raises(BrokerUnavailable):
+        producer.start(timeout_s=0.0)
+    producer.start(timeout_s=0.0)
+    assert successor.calls == ["init"]
+
+
 def test_a_fatal_abort_ends_the_producer():
     producer, _ = make_producer(report=[LOST], abort=[FENCED])
     with pytest.raises(ProducerFenced):
