@@ -83,13 +83,15 @@ def warp_masked_image(
         raise ValueError(msg)
     result = MaskedImage.empty(mapping.shape)
     no_data = plane_bits("NO_DATA")
-    rows = _source_rows(source, mapping, KERNEL_RADII[kernel])
-    if rows is None:
+    window = _source_window(source, mapping, KERNEL_RADII[kernel])
+    if window is None:
         return result
-    source = MaskedImage(source.image[rows], source.mask[rows], source.variance[rows])
+    rows, columns = window
+    source = MaskedImage(source.image[window], source.mask[window], source.variance[window])
     shape = source.shape
     # Copies, so that the loop is compiled for one kind of array: writable and contiguous.
     x_nodes, y_nodes, area_nodes = (np.array(nodes, order="C") for nodes in mapping.nodes)
+    x_nodes -= columns.start
     y_nodes -= rows.start
     image, variance = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     flags = np.empty(shape, dtype=np.int32)
@@ -250,15 +252,29 @@ def _warp_noise(template: Exposure, mapping: PixelMapping, kernel: str) -> Float
     return both
 
 
-def _source_rows(source: MaskedImage, mapping: PixelMapping, radius: int) -> slice | None:
-    """Return the rows that the kernel can reach: the rest need not be read; None where there are none."""
-    _, y_nodes, _ = mapping.nodes
-    known = y_nodes[np.isfinite(y_nodes)]
-    if known.size == 0:
-        return None
-    start = max(0, int(np.floor(known.min())) - radius - 1)
-    stop = min(source.shape[0], int(np.ceil(known.max())) + radius + 2)
-    return slice(start, stop) if start < stop else None
+_MOST_COLUMNS = 0.7
+"""Share of a source's columns above which they are all taken, without a copy."""
+
+
+def _source_window(source: MaskedImage, mapping: PixelMapping, radius: int) -> tuple[slice, slice] | None:
+    """Return the rows and columns that the kernel can reach: the rest need not be read; None where there are none.
+
+    Rows are cut out as they lie in memory; columns cost a copy, and are cut off where they are many.
+    """
+    x_nodes, y_nodes, _ = mapping.nodes
+    reached = []
+    for nodes, length in ((y_nodes, source.shape[0]), (x_nodes, source.shape[1])):
+        known = nodes[np.isfinite(nodes)]
+        if known.size == 0:
+            return None
+        start = max(0, int(np.floor(known.min())) - radius - 1)
+        stop = min(length, int(np.ceil(known.max())) + radius + 2)
+        if start >= stop:
+            return None
+        reached.append(slice(start, stop))
+    rows, columns = reached
+    width = source.shape[1]
+    return rows, columns if columns.stop - columns.start < _MOST_COLUMNS * width else slice(0, width)
 
 
 def _native(plane: np.ndarray, dtype: type) -> np.ndarray:

@@ -368,3 +368,17 @@ def test_a_tile_that_covers_nothing_is_none():
     far = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=0.0, x=30, y=30, scale_arcsec=0.2)
     here = SkyWcs.from_tangent(ra_deg=10.1, dec_deg=0.0, x=30, y=30, scale_arcsec=0.2)
     assert warp_tile(Exposure(masked_image=make_image(np.ones((60, 60))), wcs=far), here, (60, 60)) is None
+
+
+def test_columns_that_no_kernel_reaches_make_no_difference(rng, monkeypatch):
+    source = make_image(rng.normal(size=(90, 120)), mask=rng.integers(0, 2, (90, 120)).astype(np.int32))
+    source_wcs = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=5.0, x=60.0, y=45.0, scale_arcsec=0.3)
+    target_wcs = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=5.0, x=-20.0, y=12.0, scale_arcsec=0.27, rotation_deg=12.0)
+    mapping = PixelMapping.between(target_wcs, source_wcs, (40, 50))
+    warped = []
+    for share in (1.1, 0.0):
+        monkeypatch.setattr("alertprod.resample.warp._MOST_COLUMNS", share)
+        warped.append(warp_masked_image(source, mapping))
+    assert np.isfinite(warped[0].image).any()
+    for plane in ("image", "mask", "variance"):
+        np.testing.assert_array_equal(*(getattr(result, plane) for result in warped))
