@@ -8,8 +8,6 @@ import typer
 
 from alertprod.cli.console import err
 from alertprod.config import load_config
-from alertprod.logs import configure_logs
-from alertprod.service.worker_server import start_worker_server
 
 
 def run(
@@ -27,12 +25,15 @@ def run(
     something; 69 something needed to start (the database, for example) does not answer, start it again later; 70 a Kafka
     client is finished for good (fenced by another daemon of the same identity, for example), start it again.
     """
+    from alertprod.logs import configure_logs  # what follows is for who runs it: `--help` can do without
+    from alertprod.service.worker_server import start_worker_server
+
     loaded = load_config(config)
     configure_logs(loaded.log, process="daemon")
     if not check:
         # It imports the science for the workers beside our own import of it.
         start_worker_server(threads=loaded.workers.threads_per_worker)
-    from alertprod.factory import check_start, create_daemon  # the science; `--help` can do without it
+    from alertprod.factory import check_start, create_daemon
     from alertprod.service.daemon import EXIT_AWAY
     from alertprod.service.start_checks import StartRefused
 
