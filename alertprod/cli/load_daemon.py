@@ -1,11 +1,12 @@
 """A daemon whose pipeline is a model of costs, as a process of its own: ``python -m alertprod.cli.load_daemon CONFIG MODEL``.
 
-All else is what `alertprod run` makes of the same configuration. Workers are spawned and so import this module again: it
-brings nothing in until it runs.
+All else is what `alertprod run` makes of the same configuration, but that it stops when its standard input ends, and so with
+whoever started it. Workers are spawned and so import this module again: it brings nothing in until it runs.
 """
 
 import json
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def main(config_path: Path, model_path: Path) -> int:
     )
     daemon, server = create_daemon(config, source=str(config_path), pipeline=pipeline)
     daemon.install_signal_handlers()
+
+    def stop_with_parent() -> None:
+        sys.stdin.read()
+        daemon.stop()
+
+    threading.Thread(target=stop_with_parent, name="parent-watch", daemon=True).start()
     with server or nullcontext():
         return daemon.run()
 

@@ -28,7 +28,10 @@ _START_TIMEOUT_PER_WORKER_S: Final = 10.0
 """A daemon imports for four seconds of a core, a worker for two, and they share the cores with all others."""
 
 _DRAIN_TIMEOUT_S: Final = 60.0
+_ANSWER_TIMEOUT_S: Final = 60.0
+_ASK_EVERY_S: Final = 1.0
 _SAMPLE_EVERY_S: Final = 2.0
+"""Seldom: what a daemon answers costs it, and us, a few hundredths of a second of a core."""
 
 _REAL_STAGES: Final = ("claim", "history", "packets", "store", "publish", "settle")
 """What is not modelled."""
@@ -83,7 +86,7 @@ class Daemon:
                 [sys.executable, "-m", "alertprod.cli.load_daemon", str(settings), str(model)],
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
             )
 
     def ask(self) -> DaemonStatus:
@@ -96,7 +99,8 @@ class Daemon:
         """
         status = self._process.poll()
         if status is not None:
-            raise LoadError(f"a daemon ended with status {status}; see {self.log_path}")
+            lines = self.log_path.read_text(errors="replace").splitlines()
+            raise LoadError(f"a daemon ended with status {status}: {lines[-1] if lines else ''}; see {self.log_path}")
         return ask(self.url)
 
     def cpu_s(self) -> tuple[float, float]:
@@ -120,6 +124,9 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+        finally:
+            if self._process.stdin is not None:
+                self._process.stdin.close()
 
 
 class LoadFleet:
@@ -173,11 +180,23 @@ class LoadFleet:
                 return
             if time.monotonic() > until:
                 raise LoadError(f"{ready} of {wanted} workers, {partitions} partitions ready; see {self._site.folder}")
-            time.sleep(0.2)
+            time.sleep(_ASK_EVERY_S)
 
-    def ask(self) -> list[DaemonStatus]:
-        """Return what each says of itself."""
-        return [daemon.ask() for daemon in self._daemons]
+    def ask(self, *, until_answered: bool = False) -> list[DaemonStatus]:
+        """Return what each says of itself; on a busy machine one may not answer in time, unless it is asked until it does.
+
+        Raises
+        ------
+        LoadError
+            Raised if a daemon has ended, or does not answer for a minute.
+        """
+        until = time.monotonic() + _ANSWER_TIMEOUT_S
+        answers = [daemon.ask() for daemon in self._daemons]
+        while until_answered and (silent := [each for each in answers if each.error is not None]):
+            if time.monotonic() > until:
+                raise LoadError(f"{silent[0].url}: {silent[0].error}")
+            answers = [daemon.ask() for daemon in self._daemons]
+        return answers
 
     def cpu_s(self) -> tuple[float, float]:
         """Return the CPU seconds of all daemons, and of all workers."""
@@ -220,14 +239,15 @@ class Meter:
         now = time.monotonic()
         if now - self.sampled < _SAMPLE_EVERY_S:
             return
-        inflight = sum(answer.total("inflight") for answer in self.fleet.ask())
-        self.lanes_s += inflight * (now - self.sampled)
-        self.sampled = now
+        answers = self.fleet.ask()
+        if all(each.error is None for each in answers):  # otherwise the next answer stands for this time too
+            self.lanes_s += sum(each.total("inflight") for each in answers) * (now - self.sampled)
+            self.sampled = now
 
     def finish(self) -> dict[str, Usage]:
         """Return what was used."""
         elapsed = time.monotonic() - self.started
-        answers = self.fleet.ask()
+        answers = self.fleet.ask(until_answered=True)
         busy, total = _machine_s()
         cpu = [after - before for after, before in zip(self.fleet.cpu_s(), self.cpu_before, strict=True)]
         daemon_bytes, worker_bytes = self.fleet.memory_bytes()

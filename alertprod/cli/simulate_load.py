@@ -71,6 +71,8 @@ def load(
     from alertprod.sim.load import LoadConfig
     from alertprod.sim.load_pipeline import StageModel
 
+    if partitions is not None and partitions < daemons:
+        raise typer.BadParameter(f"{partitions} partitions leave some of {daemons} daemons without any")
     stages = {"subtract": Costs.load().exposure.wall_s} if stage is None else dict(_read_stage(each) for each in stage)
     config = LoadConfig(
         detectors=detectors,
@@ -83,8 +85,6 @@ def load(
         partitions=4 * daemons * workers if partitions is None else partitions,
         model=StageModel(stage_seconds=stages, spread=spread, burns=burn, n_alerts=alerts, alert_bytes=alert_bytes),
     )
-    if config.partitions < daemons:
-        raise typer.BadParameter(f"{config.partitions} partitions leave a daemon of {daemons} without any")
     report, more = run_load(
         config,
         directory=directory,
@@ -138,12 +138,8 @@ def run_load(
     from alertprod.sim.load import summarise
 
     with ExitStack() as stack, progress_bar() as progress:
-        if directory is None:
-            folder = Path(tempfile.mkdtemp(prefix="alertprod-load-"))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        else:
-            folder = directory
-            folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="alertprod-load-")) if directory is None else directory
+        folder.mkdir(parents=True, exist_ok=True)
         site = _make_site(config, folder.resolve(), bootstrap_servers, database_url, stack)
         listener = stack.enter_context(Listener(site))
         starting = progress.add_task("Starting workers", total=None)
@@ -155,6 +151,8 @@ def run_load(
                 config, site, listener, meter, patience_s, lambda n: progress.update(observing, completed=n)
             )
             usage = meter.finish()
+    if directory is None:  # not where something went wrong: the logs say what
+        shutil.rmtree(folder, ignore_errors=True)
     failures: dict[str, int] = {}
     for reason in listener.failed.values():
         failures[reason] = failures.get(reason, 0) + 1

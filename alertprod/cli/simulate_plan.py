@@ -29,7 +29,7 @@ def plan(
     ] = 40_000 / 189,
     workers_per_daemon: Annotated[int, typer.Option(min=1, help="At most: the cores of a host.")] = 16,
     costs: Annotated[
-        Path | None, typer.Option(help="TOML file of costs, as tests/benchmarks/measure_capacity.py writes it.")
+        Path | None, typer.Option(help="TOML file of costs, as measure_capacity.py of the tests' benchmarks writes it.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -206,10 +206,13 @@ def test_nothing_to_do_of_theirs_is_an_exception_of_ours_outside_of_a_quantum():
         raise RubinNoWorkFound("no overlap")
 
 
-def make_separate_executor(made, *, clobber=False):
+SEPARATE = "u/test/separate"
+
+
+def make_separate_executor(made):
     """Return the in-process executor, its pipeline, and its graph of visit 1, with an output RUN of its own."""
-    butler = Butler.from_config(made.root, collections=list(INPUTS), run="u/test/separate", writeable=True)
-    executor = SeparablePipelineExecutor(butler, clobber_output=clobber)
+    butler = Butler.from_config(made.root, collections=list(INPUTS), run=SEPARATE, writeable=True)
+    executor = SeparablePipelineExecutor(butler)
     pipeline = Pipeline("difference images")
     pipeline.addTask(ImageDifferenceTask, "imageDifference")
     pipeline.addConfigOverride("imageDifference", "detection.thresholdValue", 6.0)
@@ -223,8 +226,8 @@ def test_the_in_process_executor_runs_it(fresh):
         graph = executor.make_quantum_graph(pipeline, where=OF_VISIT_1)
         executor.pre_execute_qgraph(graph, register_dataset_types=True, save_versions=False)
         executor.run_pipeline(graph)
-        assert butler.get("deepDiff_diaSrc", DATA_ID).n_rows == len(TRANSIENTS)
-        assert butler.get("imageDifference_config").detection.thresholdValue == 6.0
+        assert butler.get("deepDiff_diaSrc", DATA_ID, collections=SEPARATE).n_rows == len(TRANSIENTS)
+        assert butler.get("imageDifference_config", collections=SEPARATE).detection.thresholdValue == 6.0
 
 
 def test_a_run_that_has_its_products_is_not_run_again(fresh):
@@ -234,10 +237,10 @@ def test_a_run_that_has_its_products_is_not_run_again(fresh):
         graph = executor.make_quantum_graph(pipeline, where=OF_VISIT_1)
         executor.pre_execute_qgraph(graph, register_dataset_types=True, save_versions=False)
         executor.run_pipeline(graph)
-        stored = butler.find_dataset("deepDiff_diaSrc", DATA_ID).id
+        stored = butler.find_dataset("deepDiff_diaSrc", DATA_ID, collections=SEPARATE).id
         with pytest.raises(OutputExistsError, match="deepDiff_"):
             executor.make_quantum_graph(pipeline, where=OF_VISIT_1)
-        assert butler.find_dataset("deepDiff_diaSrc", DATA_ID).id == stored
+        assert butler.find_dataset("deepDiff_diaSrc", DATA_ID, collections=SEPARATE).id == stored
 
 
 @pytest.mark.slow
