@@ -72,15 +72,8 @@ def draw_psfs(psf: PointSpreadFunction, *, x: FloatArray, y: FloatArray) -> Floa
     Points that are not finite, and points where the PSF has no image, or one that is not finite, get zeros: a fit then
     has no flux to find, and is flagged.
     """
-    images = np.zeros((len(x), psf.size, psf.size))
-    for i in np.flatnonzero(np.isfinite(x) & np.isfinite(y)):
-        try:
-            image = psf.compute_stellar_image(x=float(x[i]), y=float(y[i]))[0]
-        except ValueError:
-            # How a PSF says that it is not defined here: off a template's tiles, far outside a fit's stars.
-            continue
-        if np.isfinite(image).all():
-            images[i] = image
+    images = psf.compute_stellar_images(x=x, y=y)
+    images[~np.isfinite(images).all(axis=(1, 2))] = 0.0
     return images
 
 

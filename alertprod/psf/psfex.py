@@ -160,6 +160,24 @@ class PsfexPsf(PointSpreadFunction):
             raise ValueError(msg)
         return image / total
 
+    def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
+        """Return many PSFs at once; see `PointSpreadFunction`."""
+        images = np.full((len(x), self._size, self._size), np.nan)
+        known = np.isfinite(x) & np.isfinite(y)
+        terms = evaluate_terms(
+            self._degree, u=(x[known] - self._zero[0]) / self._scale[0], v=(y[known] - self._zero[1]) / self._scale[1]
+        )
+        columns, rows = (
+            sampling_matrices(
+                n_samples=self._components.shape[1], size=self._size, step=self._sampling, offsets=offsets[known]
+            )
+            for offsets in (dx, dy)
+        )
+        drawn = rows @ np.tensordot(terms, self._components, axes=1) @ columns.transpose(0, 2, 1)
+        totals = drawn.sum(axis=(1, 2), keepdims=True)
+        images[known] = np.divide(drawn, totals, out=np.full_like(drawn, np.nan), where=totals > 0)
+        return images
+
     @classmethod
     def from_hdu(cls, hdu: fits.BinTableHDU) -> "PsfexPsf":
         """Read PSFEx's binary table.

@@ -111,6 +111,10 @@ class WarpedPsf(PointSpreadFunction):
         return image / image.sum()
 
 
+_BATCH = 64
+"""PSFs that are convolved at once: their transforms take 10 MB."""
+
+
 class MosaicPsf(PointSpreadFunction):
     """The PSF of an image merged from tiles: at a point the weighted mean of the tiles that contribute there.
 
@@ -232,12 +236,36 @@ class ConvolvedPsf(PointSpreadFunction):
         if not np.isfinite(before).all():
             msg = f"the PSF to convolve is not finite at x {x:.1f}, y {y:.1f}"
             raise ValueError(msg)
-        full = convolve_full(before, kernel)
-        image = np.zeros((self._size, self._size))
+        image = self._convolve(before, kernel)
+        return image / image.sum()
+
+    def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
+        """Return many convolved PSFs at once; see `PointSpreadFunction`.
+
+        Notes
+        -----
+        Together where the kernel has a method ``compute_images(x, y)``: ``(n, ny, nx)``.
+        """
+        compute_kernels = getattr(self._kernel_at, "compute_images", None)
+        if compute_kernels is None:
+            return super().compute_offset_images(x=x, y=y, dx=dx, dy=dy)
+        images = np.full((len(x), self._size, self._size), np.nan)
+        known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        for start in range(0, len(known), _BATCH):
+            part = known[start : start + _BATCH]
+            before = self._psf.compute_offset_images(x=x[part], y=y[part], dx=dx[part], dy=dy[part])
+            convolved = self._convolve(before, compute_kernels(x=x[part], y=y[part]))
+            images[part] = convolved / convolved.sum(axis=(1, 2), keepdims=True)
+        return images
+
+    def _convolve(self, before: FloatArray, kernels: FloatArray) -> FloatArray:
+        """Return images, or stacks of them, convolved and of our size; not normalised."""
+        full = convolve_full(before, kernels)
+        image = np.zeros((*full.shape[:-2], self._size, self._size))
         inside, outside = [], []
-        for length in full.shape:
+        for length in full.shape[-2:]:
             half = min(length, self._size) // 2
             inside.append(slice(self._size // 2 - half, self._size // 2 + half + 1))
             outside.append(slice(length // 2 - half, length // 2 + half + 1))
-        image[tuple(inside)] = full[tuple(outside)]
-        return image / image.sum()
+        image[..., inside[0], inside[1]] = full[..., outside[0], outside[1]]
+        return image

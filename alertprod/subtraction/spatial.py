@@ -112,6 +112,10 @@ class SpatialKernel:
         weights = spatial_terms(self.order, self.box, x=np.array([x]), y=np.array([y]))[0]
         return np.tensordot(weights, self.terms, axes=1)
 
+    def compute_images(self, *, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return `compute_image` at many points: float64, ``(n, size, size)``."""
+        return np.tensordot(spatial_terms(self.order, self.box, x=x, y=y), self.terms, axes=1)
+
     def __call__(self, x: float, y: float) -> FloatArray:
         """Return `compute_image`, for those who take a function of position."""
         return self.compute_image(x=x, y=y)

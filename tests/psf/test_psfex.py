@@ -206,3 +206,17 @@ def test_a_table_by_psfex_itself_gives_the_psf_it_was_made_from():
             # one pixel between FITS and Python, or terms in another order, would show as 3 % and more.
             np.testing.assert_allclose(image, true / true.sum(), atol=0.015 * true.max())
         assert psf.compute_fwhm(x=x, y=y) == pytest.approx(truth.compute_fwhm(), rel=0.012)
+
+
+def test_many_stars_are_those_drawn_one_by_one():
+    rng = np.random.default_rng(5)
+    components = np.stack(
+        [MoffatPsf(fwhm=3.0, size=25).compute_kernel_image(x=0, y=0), *rng.normal(0, 1e-4, (2, 25, 25))]
+    )
+    psf = PsfexPsf(components, degree=1, zero=(100.0, 80.0), scale=(90.0, 70.0), sampling=0.8)
+    x, y = rng.uniform(0, 200, (2, 7))
+    y[3] = np.inf
+    images = psf.compute_stellar_images(x=x, y=y)
+    assert np.isnan(images[3]).all()
+    for i in (0, 1, 2, 4, 5, 6):
+        np.testing.assert_allclose(images[i], psf.compute_stellar_image(x=x[i], y=y[i])[0], atol=1e-14)

@@ -204,3 +204,31 @@ def test_a_psf_that_is_not_finite_is_not_convolved():
 
     with pytest.raises(ValueError, match=r"not finite at x 3\.0, y 4\.0"):
         ConvolvedPsf(Spoiled(fwhm=4.0), gaussian_kernel).compute_kernel_image(x=3.0, y=4.0)
+
+
+class WideningKernel:
+    """`gaussian_kernel` that draws many at once too."""
+
+    def __call__(self, x, y):
+        return gaussian_kernel(x, y)
+
+    def compute_images(self, *, x, y):
+        return np.array([gaussian_kernel(*place) for place in zip(x, y, strict=True)])
+
+
+@pytest.mark.parametrize("n", [1, 3, 150])
+def test_many_convolved_stars_are_those_drawn_one_by_one(n):
+    rng = np.random.default_rng(n)
+    psf = ConvolvedPsf(MoffatPsf(fwhm=3.0, size=25), WideningKernel())
+    x, y = rng.uniform(0, 500, (2, n))
+    x[0] = np.nan
+    images = psf.compute_stellar_images(x=x, y=y)
+    assert np.isnan(images[0]).all()
+    for i in range(1, n):
+        expected = psf.compute_stellar_image(x=x[i], y=y[i])[0]
+        np.testing.assert_allclose(images[i], expected, atol=1e-14)
+
+
+def test_a_star_where_the_psf_is_not_defined_is_none_among_many():
+    psf = WarpedPsf(GaussianPsf(fwhm=3.0, size=15), Affine(np.eye(2), x=np.nan), average_position=(5.0, 5.0), size=15)
+    assert np.isnan(psf.compute_stellar_images(x=np.array([5.0, 6.0]), y=np.array([5.0, 6.0]))).all()
