@@ -112,12 +112,15 @@ def make_status_page(status: DaemonStatus, *, now_unix_s: float, n_last: int = 1
     wrong = (
         Group(*(Text(f"• {problem}", style="red") for problem in problems)) if problems else Text("nothing", "green")
     )
-    parts: list[RenderableType] = [_make_numbers(status, now_unix_s)]
+    # What is wrong stands above the lists: a low terminal cuts off what is below.
+    parts: list[RenderableType] = [
+        _make_numbers(status, now_unix_s),
+        Panel(wrong, title="what is wrong", title_align="left", border_style="red" if problems else "green"),
+    ]
     if status.facts["inflight_exposures"]:
         parts.append(_make_inflight(status.facts["inflight_exposures"]))
     if status.facts["last_exposures"]:
         parts.append(_make_last(status.facts["last_exposures"][:n_last]))
-    parts.append(Panel(wrong, title="what is wrong", title_align="left", border_style="red" if problems else "green"))
     info = next(iter(status.samples.get("alertprod_build_info", ())), ({}, 0.0))[0]
     name = " ".join(filter(None, [f"alertprod {info.get('version', '')}".strip(), info.get("delivery", "")]))
     title = f"[{_STATE_STYLES.get(state, 'bold')}] {state} [/] {status.url}  [dim]{name}[/]"

@@ -121,3 +121,10 @@ def test_eighty_columns_hold_a_long_reason_beside_the_longest_name(metrics):
     (line,) = (line for line in text.splitlines() if "Camera/2026112200017/0 r" in line)
     assert "dead_lettered" in line
     assert "insuffi" in line
+
+
+def test_a_low_terminal_shows_what_is_wrong(metrics):
+    failed = [exposure(n, outcome="dead_lettered", reason="corrupt_image", latency_s=None) for n in range(15)]
+    lines = text_of(status_of(metrics, last=failed), width=80).splitlines()
+    (row,) = (n for n, line in enumerate(lines) if "15 of the last exposures failed: corrupt_image" in line)
+    assert row < 24
