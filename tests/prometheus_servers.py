@@ -143,9 +143,10 @@ class Watch:
             with error:
                 raise AssertionError(f"{path} {parameters}: {error.read().decode()}") from error
 
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """Return the series of an expression, now."""
-        return self.ask("query", query=expr)["result"]
+    def query(self, expr: str, *, at: float | None = None) -> list[dict[str, Any]]:
+        """Return the series of an expression, now or at a time (seconds since 1970)."""
+        moment = {} if at is None else {"time": at}
+        return self.ask("query", query=expr, **moment)["result"]
 
     def value(self, expr: str) -> float:
         """Return the one value of an expression; NaN where there is none."""
