@@ -31,6 +31,10 @@ _STARS_FOR_ORDER = 250
 _CLEARLY = 0.005
 """Smallest relative gain in the stars' mean squared residual for which another order than the one asked for is taken."""
 
+_ROOM = 0.1
+"""What the mean squared residual of stars may be above that of their own kernels, relatively, before more than one higher
+order is tried: those have some thirty unknowns to follow the noise of several hundred pixels with."""
+
 _ODD_RMS = 3.0
 """Stars whose residuals are this many times the median star's do not decide the order."""
 
@@ -288,14 +292,23 @@ class KernelClipping:
 
         Notes
         -----
-        Every order is tried: a PSF that widens towards the corners is no better followed by a plane than by a constant.
+        Lower orders are all tried, and the one above the asked one: a PSF that widens towards the corners is no better
+        followed by a plane than by a constant. Where that one does no better, and stars' own kernels leave about as much
+        as the asked order does, there is nothing for still higher ones to gain, and an order costs the cube of its
+        unknowns.
         """
         highest = max(self._config.spatial_kernel_order, self._config.max_spatial_kernel_order)
         # Half of the stars must bear it.
         n = len(self.equations)
         orders = [p for p in range(highest + 1) if p == 0 or 2 * _STARS_PER_TERM * count_terms(p) <= n]
-        residuals = {order: self._cross_validate((order, background_order)) for order in {*orders, asked}}
-        best = min(orders, key=lambda order: residuals[order])
+        residuals = {asked: self._cross_validate((asked, background_order))}
+        is_enough = residuals[asked] < (1.0 + _ROOM) * float(np.median(self.equations.own_rms)) ** 2
+        for order in orders:
+            if order > asked + 1 and is_enough and residuals[order - 1] > residuals[asked]:
+                break
+            if order != asked:
+                residuals[order] = self._cross_validate((order, background_order))
+        best = min(residuals, key=lambda order: residuals[order])
         return best if residuals[best] < (1.0 - _CLEARLY) * residuals[asked] else asked
 
     def _cross_validate(self, orders: tuple[int, int]) -> float:
