@@ -45,7 +45,8 @@ class Alert(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         source = self.source
-        return f"<Alert {self.id}: {source['band'] or '?'} {source['midpointMjdTai']:.5f}, S/N {source['snr']}>"
+        snr = "?" if source["snr"] is None else f"{source['snr']:.1f}"
+        return f"<Alert {self.id}: {source['band'] or '?'} {source['midpointMjdTai']:.5f}, S/N {snr}>"
 
     @property
     def id(self) -> int:

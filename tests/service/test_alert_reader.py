@@ -37,7 +37,7 @@ def test_a_container_gives_every_alert_and_can_be_read_again(container, alert_ni
     assert ids(reader) == ids(reader) == ids(alert_night.packets)
     alert = next(iter(reader))
     assert dict(alert) == alert_night.packets[0]
-    assert repr(alert).startswith("<Alert 1000001: g 61100.30000, S/N ")
+    assert repr(alert) == f"<Alert 1000001: g 61100.30000, S/N {alert.source['snr']:.1f}>"
 
 
 def test_every_kind_of_file_is_read_and_folders_hold_them_all(alert_night, tmp_path):
