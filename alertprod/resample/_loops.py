@@ -316,18 +316,28 @@ def accumulate_tile(
     """
     ny, nx = image.shape
     for y in range(ny):
-        for x in range(nx):
-            value, noise = image[y, x], variance[y, x]
-            if (mask[y, x] & no_data) or not (np.isfinite(value) and noise > 0 and np.isfinite(noise)):
-                continue
-            noise *= scale * scale
-            weight = 1.0 / np.sqrt(noise)
-            row, column = y + y_min, x + x_min
-            sum_image[row, column] += weight * value * scale
-            sum_variance[row, column] += weight * noise
-            sum_weight[row, column] += weight
-            or_mask[row, column] |= mask[y, x]
-            block_weight[row // block, column // block] += weight / (block * block)
+        row = y + y_min
+        start = 0
+        while start < nx:
+            # To the end of the block, so that its weight is summed in a register.
+            block_column = (start + x_min) // block
+            stop = min(nx, (block_column + 1) * block - x_min)
+            total = 0.0
+            for x in range(start, stop):
+                value, noise = image[y, x], variance[y, x]
+                # A finite number less itself is zero; nothing else is.
+                if (mask[y, x] & no_data) or not (value - value == 0 and 0 < noise < np.inf):
+                    continue
+                noise *= scale * scale
+                weight = 1.0 / np.sqrt(noise)
+                column = x + x_min
+                sum_image[row, column] += weight * value * scale
+                sum_variance[row, column] += weight * noise
+                sum_weight[row, column] += weight
+                or_mask[row, column] |= mask[y, x]
+                total += weight
+            block_weight[row // block, block_column] += total / (block * block)
+            start = stop
 
 
 @numba.njit(cache=True, nogil=True)
