@@ -36,10 +36,10 @@ def draw_panel(axis: Any, panel: Panel, url: str, since: float, until: float) ->
     window = f"{max(60, round((until - since) / 20))}s"
     whole = f"{round(until - since)}s"
     axis.set_facecolor(_CARD)
-    axis.set_title(panel.title, color=_INK, fontsize=9, loc="left")
+    axis.set_title(panel.title, color=_INK, fontsize=10, loc="left")
     for side in axis.spines.values():
         side.set_visible(False)
-    axis.tick_params(colors=_SOFT, labelsize=7, length=0)
+    axis.tick_params(colors=_SOFT, labelsize=8, length=0)
     series: list[tuple[str, list[tuple[float, float]]]] = []
     for query in panel.queries:
         expr = fill_in(query.expr, window=window, whole=whole)
@@ -63,9 +63,16 @@ def draw_number(axis: Any, panel: Panel, result: list[dict[str, Any]]) -> None:
     axis.set_yticks([])
     value = float(result[0]["value"][1]) if result else math.nan
     text = "no data" if math.isnan(value) else f"{value:.1%}" if panel.unit == "percentunit" else f"{value:,.0f}"
-    bad = panel.limit is not None and value < panel.limit
+    bad = (panel.limit is not None and value < panel.limit) or (panel.bad_from is not None and value >= panel.bad_from)
     axis.text(
-        0.5, 0.45, text, color=_BAD if bad else _GOOD, fontsize=20, ha="center", va="center", transform=axis.transAxes
+        0.5,
+        0.45,
+        text,
+        color=_SOFT if math.isnan(value) else _BAD if bad else _GOOD,
+        fontsize=20,
+        ha="center",
+        va="center",
+        transform=axis.transAxes,
     )
 
 
@@ -85,6 +92,8 @@ def draw_series(axis: Any, panel: Panel, series: list[tuple[str, list[tuple[floa
         for n, (name, points) in enumerate(series):
             dates = [datetime.fromtimestamp(x, tz=UTC) for x, _ in points]
             axis.plot(dates, [y for _, y in points], color=_COLORS[n % len(_COLORS)], linewidth=1.2, label=name)
+    if panel.unit == "bytes":
+        axis.yaxis.set_major_formatter(lambda size, _: f"{size / 1e6:,.1f} MB")
     if panel.limit is not None and panel.kind == "timeseries":
         axis.axhline(panel.limit, color=_BAD, linewidth=0.8, linestyle="--")
     if panel.low is not None and panel.kind != "heatmap":
@@ -92,14 +101,19 @@ def draw_series(axis: Any, panel: Panel, series: list[tuple[str, list[tuple[floa
     if panel.kind != "heatmap":
         handles, labels = axis.get_legend_handles_labels()
         if handles:
+            # Beside the title, not over the curves.
             axis.legend(
                 handles[:_MAX_LEGEND],
                 labels[:_MAX_LEGEND],
-                fontsize=6,
+                fontsize=7,
                 frameon=False,
                 labelcolor=_SOFT,
                 loc="upper left",
-                ncols=2,
+                bbox_to_anchor=(0.0, -0.1),
+                borderaxespad=0.0,
+                handlelength=1.2,
+                columnspacing=1.2,
+                ncols=5 if panel.width > 8 else 3,
             )
     if not axis.has_data():
         axis.text(0.5, 0.5, "none", color=_SOFT, ha="center", va="center", transform=axis.transAxes)
@@ -137,9 +151,9 @@ def main(url: str, seconds: str, target: str, *titles: str) -> None:
     until = time.time()
     since = until - float(seconds)
     heights = [height for row in chosen for height in (0.32, *(_row_heights(row.panels)))]
-    figure = Figure(figsize=(15, 1.7 * sum(heights) + 0.5), dpi=80, facecolor=_PAPER)
+    figure = Figure(figsize=(15, 1.9 * sum(heights) + 0.5), dpi=100, facecolor=_PAPER)
     grid = figure.add_gridspec(
-        len(heights), 24, height_ratios=heights, hspace=0.35, wspace=2.2, left=0.03, right=0.985, top=0.985, bottom=0.02
+        len(heights), 24, height_ratios=heights, hspace=0.62, wspace=2.2, left=0.03, right=0.985, top=0.985, bottom=0.02
     )
     line = 0
     for row in chosen:
@@ -163,7 +177,7 @@ def _row_heights(panels: tuple[Panel, ...]) -> list[float]:
     for panel in panels:
         if x + panel.width > 24:
             x = 0
-            heights.append(0.5 if panel.kind == "stat" else 1.25)
+            heights.append(0.5 if panel.kind == "stat" else 1.35)
         x += panel.width
     return heights
 
