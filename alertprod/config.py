@@ -111,6 +111,9 @@ class KafkaConfig(_Section):
     registry_url: str | None = None
     """Schema registry for Avro events; None: the project's own fixed ids, which need none."""
 
+    registry_authorization_file: PathText | None = None
+    """File with the value of the Authorization header that the registry wants (``Basic …``), never shown; None: it wants none."""
+
     transaction_timeout_s: float = Field(60.0, ge=10)
     """The broker ends a transaction that is open for longer: what readers of the alerts wait at most for a daemon that died.
     Exposures of more bytes get more time, see below."""
@@ -147,6 +150,17 @@ class KafkaConfig(_Section):
             name: _read_secret(path, f"kafka.security_files.{name}") for name, path in self.security_files.items()
         }
         return {**self.security, **contents}
+
+    def registry_authorization(self) -> str | None:
+        """Return the value of the Authorization header for the registry.
+
+        Raises
+        ------
+        ConfigError
+            Raised if its file cannot be read.
+        """
+        path = self.registry_authorization_file
+        return None if path is None else _read_secret(path, "kafka.registry_authorization_file")
 
 
 class TopicsConfig(_Section):

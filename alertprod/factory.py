@@ -201,7 +201,8 @@ def check_start(config: DaemonConfig, *, source: str) -> list[Finding]:
     describe = partial(describe_brokers, kafka.bootstrap_servers, options=kafka.client_options())
     checks = [check_database(database), check_topics(config, describe), check_templates(config), check_disks(config)]
     if kafka.registry_url is not None:
-        checks.append(check_schemas(RegistrySchemas(kafka.registry_url).knows, ALERT_SCHEMA_ID))
+        registry = RegistrySchemas(kafka.registry_url, authorization=kafka.registry_authorization())
+        checks.append(check_schemas(registry.knows, ALERT_SCHEMA_ID))
     found = collect(*checks)
     database.close()
     fatal = tuple(finding for finding in found if finding.weight != "remark")
@@ -291,8 +292,10 @@ def _reload(path: Path, holds: DaemonConfig) -> Reloaded:
 
 def create_schemas(config: DaemonConfig) -> WriterSchemas:
     """Create the source of the schemas that events were written with."""
-    url = config.kafka.registry_url
-    return FixedSchemas() if url is None else RegistrySchemas(url)
+    kafka = config.kafka
+    if kafka.registry_url is None:
+        return FixedSchemas()
+    return RegistrySchemas(kafka.registry_url, authorization=kafka.registry_authorization())
 
 
 def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from alertprod.config import (
     AssociationConfig,
     DaemonConfig,
     InstrumentConfig,
+    KafkaConfig,
     SolarSystemConfig,
     StoreConfig,
     WorkersConfig,
@@ -212,6 +213,15 @@ def test_a_workers_pipeline_travels_to_its_process(configure):
     arrived = pickle.loads(pickle.dumps(WorkerPipeline(config)))
     assert arrived == WorkerPipeline(config)
     assert isinstance(arrived(), ExposurePipeline)
+
+
+def test_a_registry_is_asked_with_the_authorization_in_its_file(configure, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("alertprod.factory.RegistrySchemas", lambda url, **options: asked.append((url, options)))
+    (tmp_path / "secret").write_text("Basic eA==\n")
+    kafka = KafkaConfig(registry_url="http://registry", registry_authorization_file=str(tmp_path / "secret"))
+    create_schemas(configure(Camera={"profile": "saao"}).model_copy(update={"kafka": kafka}))
+    assert asked == [("http://registry", {"authorization": "Basic eA=="})]
 
 
 def test_without_a_registry_schemas_are_the_projects_own(configure):
