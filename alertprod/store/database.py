@@ -28,7 +28,7 @@ a worker's deadline, so that a database that stays locked is a `StoreUnavailable
 _SQLITE_GENERIC_ERROR = 1
 """SQLITE_ERROR: bad SQL or a table that is not there. Every other code is the file or its locks."""
 
-_SQLITE_FULL = 13
+_SQLITE_READONLY, _SQLITE_FULL = 8, 13
 
 _POSTGRES_DISK_FULL = ("53100", "53200")
 """disk_full, out_of_memory."""
@@ -172,6 +172,8 @@ class Database:
         except sa.exc.IntegrityError:
             raise
         except sa.exc.DBAPIError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == _SQLITE_READONLY:
+                self._engine.dispose()  # opened while the file was read-only, a connection stays so for good
             translated = self._translate(error)
             if translated is None:
                 raise

@@ -1,4 +1,6 @@
+import shutil
 import sqlite3
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -95,13 +97,30 @@ def test_a_lock_that_is_held_too_long_is_unavailable_in_postgres(postgres_url):
     waiter.close()
 
 
+def test_a_file_that_was_read_only_for_a_while_is_written_to_again(migrated_sqlite, tmp_path):
+    """SQLite opens such a file for reading, and a connection stays as it was opened."""
+    path = tmp_path / "alerts.db"
+    shutil.copy(migrated_sqlite, path)
+    database = Database(f"sqlite:///{path}")
+    if subprocess.run(["chattr", "+i", path], capture_output=True, check=False).returncode:
+        pytest.skip("this user, or this file system, cannot make a file unchangeable")
+    try:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="readonly"), database.write() as connection:
+                connection.exec_driver_sql("CREATE TABLE refused (x)")
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE taken (x)")
+    database.close()
+
+
 @pytest.mark.postgres
 def test_a_postgres_that_takes_no_changes_is_unavailable(postgres_url):
     """As a standby does until it is promoted."""
     database = Database(postgres_url)
     with pytest.raises(StoreUnavailable, match="read-only"), database.write() as connection:
-        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-        connection.exec_driver_sql("CREATE TABLE refused ()")
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY; CREATE TABLE refused ()")
     database.close()
 
 
