@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from kafka_broker import ExistingBroker, KafkaBroker
 from toxic_proxy import ToxicProxy
 from traps import DAEMON_PLACES, WORKER_PLACES, has_sprung, set_trap
 
+from alertprod.service.daemon import EXIT_FATAL
 from alertprod.store.ledger import LedgerState
 from alertprod.stream.dead_letter import parse_dead_letter
 
@@ -167,9 +169,10 @@ def test_killed_at_random_moments_everything_is_published_once(site, kills):
 def test_a_broker_stopped_and_started_in_the_middle_loses_nothing(sqlite_site, kafka_broker, times):
     if not isinstance(kafka_broker, KafkaBroker):
         pytest.skip("the broker of ALERTPROD_TEST_KAFKA is not ours to stop")
-    site, recovery = sqlite_site, []
+    site, recovery, restarts = sqlite_site, [], 0
     visits = list(range(1, 1 + 8 * times))
-    with site.start() as daemon:
+    daemon = site.start()
+    try:
         daemon.wait_until(lambda: daemon.said("worker is warm"))
         for n in range(times):
             new = visits[8 * n : 8 * n + 8]
@@ -180,11 +183,19 @@ def test_a_broker_stopped_and_started_in_the_middle_loses_nothing(sqlite_site, k
             assert json.loads(daemon.ask("/livez")[1])["live"]
             kafka_broker.start()
             began = time.monotonic()
-            wait_all_done(site, daemon, new)
+            while site.uncommitted() or any(site.row(visit).state != LedgerState.PUBLISHED for visit in new):
+                if not daemon.is_alive:  # a client may be finished after that, and a supervisor is there for it
+                    assert daemon.process.returncode == EXIT_FATAL
+                    daemon, restarts = site.start(), restarts + 1
+                assert time.monotonic() - began < 240.0, daemon.log.read_text()[-4000:]
+                time.sleep(0.1)
             recovery.append(time.monotonic() - began)
         assert daemon.terminate() == 0
+    finally:
+        daemon.__exit__()
     verdict = site.check(visits)
-    report("broker stopped (SIGTERM, SIGKILL) and started mid-visit", tries=times, verdict=verdict, recovery_s=recovery)
+    fault = "broker stopped (SIGTERM, SIGKILL) and started mid-visit"
+    report(fault, tries=times, verdict=verdict, recovery_s=recovery, restarts=restarts)
     assert verdict.is_good, verdict
 
 
@@ -306,6 +317,53 @@ def test_a_database_locked_or_away_is_waited_for(sqlite_site, trouble, seconds):
     assert verdict.is_good, verdict
 
 
+@LONG
+@pytest.mark.timeout(600)
+def test_a_database_on_a_read_only_file_system_is_waited_for(sqlite_site):
+    """It is so when the daemon starts: what is open for writing would stay so."""
+    site, visits = sqlite_site, [1, 2, 3, 4]
+    files = [site.folder / f"ledger.sqlite{end}" for end in ("", "-wal", "-shm")]
+    with site.start() as daemon:
+        site.send(make_event(1), make_event(2), lanes=[0, 1])
+        wait_all_done(site, daemon, [1, 2])
+        daemon.kill()
+    site.send(make_event(3), make_event(4), lanes=[0, 1])
+    files = [str(path) for path in files if path.exists()]
+    if subprocess.run(["chattr", "+i", *files], capture_output=True, check=False).returncode:
+        pytest.skip("this user, or this file system, cannot make a file unchangeable")
+    try:
+        with site.start() as daemon:
+            daemon.wait_until(lambda: daemon.said("recovery failed") or daemon.said("trying again"))
+            time.sleep(30.0)
+            assert json.loads(daemon.ask("/livez")[1])["live"]
+            subprocess.run(["chattr", "-i", *files], check=True)
+            began = time.monotonic()
+            wait_all_done(site, daemon, visits)
+            recovery = time.monotonic() - began
+            assert daemon.terminate() == 0
+    finally:
+        subprocess.run(
+            ["chattr", "-i", *files], capture_output=True, check=False
+        )  # the log goes with the last connection
+    verdict = site.check(visits)
+    report("SQLite read-only for 30 s", tries=1, verdict=verdict, recovery_s=[recovery])
+    assert verdict.is_good, verdict
+
+
+@contextmanager
+def read_only(server: "PostgresServer") -> Iterator[None]:
+    """Let a database take no changes, as a standby or one that is moved elsewhere."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            connection.execute("SELECT pg_reload_conf()")
+
+
 @contextmanager
 def frozen(server: "PostgresServer") -> Iterator[None]:
     """Let a database answer nobody, and close no connection either."""
@@ -332,7 +390,7 @@ def killed(server: "PostgresServer") -> Iterator[None]:
 @LONG
 @pytest.mark.postgres
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("trouble", [frozen, killed])
+@pytest.mark.parametrize("trouble", [read_only, frozen, killed])
 def test_a_postgresql_that_is_away_for_half_a_minute_is_waited_for(tmp_path, kafka_broker, trouble):
     """While one exposure is at work and will find it gone, another is sent, and the daemon has nothing else to do."""
     from postgres_server import PostgresServer, ServerMissing
@@ -365,8 +423,6 @@ def test_a_postgresql_that_is_away_for_half_a_minute_is_waited_for(tmp_path, kaf
 
 def test_a_full_disk_is_waited_for(sqlite_site):
     """The outbox's disk is full: its folder is a file system of a megabyte, or, without the right to mount one, a quota's."""
-    import subprocess
-
     site = sqlite_site
     outbox = site.folder / "outbox"
     outbox.mkdir()
@@ -469,7 +525,7 @@ def test_a_toxic_network_between_daemon_and_broker_loses_and_repeats_nothing(tmp
                 for part, toxin in enumerate(({"delay_s": 0.3}, {"reset_every_s": 1.0}, {"silent": True})):
                     site.send(*(make_event(visit) for visit in new[4 * part : 4 * part + 4]), lanes=[0, 1] * 2)
                     proxy.poison(**toxin)
-                    time.sleep(5.0)
+                    time.sleep(5.0 if rounds > 1 else 2.5)
                     assert json.loads(daemon.ask("/livez")[1])["live"]
                 proxy.poison()
                 began = time.monotonic()
