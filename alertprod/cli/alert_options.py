@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alertprod.config import DaemonConfig, load_config
+from alertprod.cli.settings import load_config
 
 if TYPE_CHECKING:
     from alertprod.alerts.alert import AlertFilter
+    from alertprod.config import DaemonConfig
     from alertprod.service.alert_sources import Found
 
 SourcesArgument = Annotated[
@@ -73,6 +74,6 @@ def find(sources: list[str] | None, config: Path | None) -> "Iterator[Found]":
     yield from find_alerts(*(sources or [topic_uri(loaded)]), options=loaded.kafka.client_options())
 
 
-def topic_uri(config: DaemonConfig) -> str:
+def topic_uri(config: "DaemonConfig") -> str:
     """Return the configuration's alert topic as a source."""
     return f"kafka://{config.kafka.bootstrap_servers}/{config.topics.alerts}"

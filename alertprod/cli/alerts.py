@@ -19,7 +19,7 @@ from alertprod.cli.alert_options import (
 )
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import count, err, out, print_json
-from alertprod.config import load_config
+from alertprod.cli.settings import load_config
 
 if TYPE_CHECKING:
     from alertprod.service.alert_sources import Found

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from alertprod.cli.console import out, print_json
-from alertprod.config import config_hash, load_config, redacted
+from alertprod.cli.settings import load_config
 
 app = typer.Typer(help="Show or check a configuration.", no_args_is_help=True)
 
@@ -19,6 +19,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a progr
 @app.command("show")
 def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print every setting as the daemon would use it, secrets starred out."""
+    from alertprod.config import redacted
+
     data = redacted(load_config(config))
     if as_json:
         print_json(data)
@@ -32,6 +34,7 @@ def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command("check")
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check the file, every profile it names and every task override; exit status 2 where something is wrong."""
+    from alertprod.config import config_hash
     from alertprod.factory import check_config  # brings the science in, which `show` does not need
 
     loaded = load_config(config)

@@ -6,7 +6,7 @@ import typer
 
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import count, err, out, print_json
-from alertprod.config import load_config
+from alertprod.cli.settings import load_config
 from alertprod.errors import ConfigError
 
 app = typer.Typer(help="The database: its schema, its health.", no_args_is_help=True)

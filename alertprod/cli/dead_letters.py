@@ -11,10 +11,11 @@ from rich.table import Table
 
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, out, print_json
-from alertprod.config import DaemonConfig, load_config
+from alertprod.cli.settings import load_config
 from alertprod.errors import InvalidEvent
 
 if TYPE_CHECKING:
+    from alertprod.config import DaemonConfig
     from alertprod.store.ledger import ExposureKey, LedgerState
     from alertprod.stream.dead_letter import DeadLetter
     from alertprod.stream.records import Received
@@ -155,7 +156,7 @@ def replay(
         raise typer.Exit(1)
 
 
-def _read(config: DaemonConfig) -> Iterator[_Letter]:
+def _read(config: "DaemonConfig") -> Iterator[_Letter]:
     from alertprod.stream.dead_letter import parse_dead_letter
     from alertprod.stream.tail import AlertTail
 
@@ -181,7 +182,7 @@ def _pick(found: Iterable[_Letter], places: list[str]) -> list[_Letter]:
     return [by_place[place] for place in places]
 
 
-def _states(config: DaemonConfig, letters: Iterable[_Letter]) -> "dict[ExposureKey, LedgerState]":
+def _states(config: "DaemonConfig", letters: Iterable[_Letter]) -> "dict[ExposureKey, LedgerState]":
     """Return what the ledger says of the letters' exposures; those it does not know are left out."""
     from alertprod.store.database import Database
     from alertprod.store.ledger import Ledger

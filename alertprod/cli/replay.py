@@ -9,7 +9,7 @@ import typer
 from alertprod.cli.alert_options import parse_time
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import count, err, print_beside, print_json, progress_bar
-from alertprod.config import load_config
+from alertprod.cli.settings import load_config
 
 if TYPE_CHECKING:
     from alertprod.store.ledger import LedgerRow

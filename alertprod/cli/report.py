@@ -9,10 +9,11 @@ import typer
 
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, print_json, progress_bar
-from alertprod.config import DaemonConfig, load_config
+from alertprod.cli.settings import load_config
 from alertprod.errors import BrokerUnavailable, PartialWriteError
 
 if TYPE_CHECKING:
+    from alertprod.config import DaemonConfig
     from alertprod.view.report_facts import Failure, NightFacts
 
 _NIGHT = timedelta(days=1)
@@ -127,7 +128,7 @@ def _find_night(night: str | None, noon_utc_hour: float) -> tuple[float, float, 
     return begins.timestamp(), (begins + _NIGHT).timestamp(), f"The night of {night}"
 
 
-def _read_failures(config: DaemonConfig, since: float, until: float) -> "list[Failure]":
+def _read_failures(config: "DaemonConfig", since: float, until: float) -> "list[Failure]":
     from alertprod.errors import InvalidEvent
     from alertprod.stream.dead_letter import parse_dead_letter
     from alertprod.stream.tail import AlertTail

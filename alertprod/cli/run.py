@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from alertprod.cli.console import err
-from alertprod.config import load_config
+from alertprod.cli.settings import load_config
 
 
 def run(

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, out, print_json
-from alertprod.config import load_config
+from alertprod.cli.settings import load_config
 
 app = typer.Typer(help="Avro schemas of alerts and events.", no_args_is_help=True)
 

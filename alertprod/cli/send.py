@@ -12,10 +12,11 @@ import typer
 
 from alertprod.cli.config import ConfigOption
 from alertprod.cli.console import err, print_json, progress_bar
-from alertprod.config import DaemonConfig, load_config
+from alertprod.cli.settings import load_config
 from alertprod.errors import AlertprodError, BadInputError, ImageNotYetAvailable, InvalidEvent, TransientError
 
 if TYPE_CHECKING:
+    from alertprod.config import DaemonConfig
     from alertprod.stream.messages import VisitReady
     from alertprod.stream.producer import AlertProducer
 
@@ -102,13 +103,13 @@ def send(
         raise typer.Exit(1)
 
 
-def _connect(config: DaemonConfig) -> "AlertProducer":
+def _connect(config: "DaemonConfig") -> "AlertProducer":
     from alertprod.stream.producer import AlertProducer
 
     return AlertProducer(config.kafka.bootstrap_servers, options=config.kafka.client_options())
 
 
-def _publish(producer: "AlertProducer", config: DaemonConfig, event: "VisitReady") -> None:
+def _publish(producer: "AlertProducer", config: "DaemonConfig", event: "VisitReady") -> None:
     from alertprod.stream.messages import encode_visit_ready
     from alertprod.stream.records import OutgoingMessage
 
@@ -117,7 +118,7 @@ def _publish(producer: "AlertProducer", config: DaemonConfig, event: "VisitReady
 
 def _watch(
     folder: Path,
-    config: DaemonConfig,
+    config: "DaemonConfig",
     instrument: str | None,
     templates: tuple[str, ...] | None,
     replay: bool,
@@ -156,7 +157,7 @@ def _watch(
 
 
 def _read_events(
-    path: Path, config: DaemonConfig, instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
+    path: Path, config: "DaemonConfig", instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
 ) -> "Iterator[VisitReady | AlertprodError]":
     """Yield the events of a file of events, or the one of an image; in place of an event what is wrong with it."""
     from alertprod.stream.messages import decode_visit_ready
@@ -186,7 +187,7 @@ def _read_events(
 
 
 def _make_event(
-    path: Path, config: DaemonConfig, instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
+    path: Path, config: "DaemonConfig", instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
 ) -> "VisitReady":
     """Make the event of an image from its header, read through the instrument's profile."""
     from alertprod.images.fits_io import read_facts

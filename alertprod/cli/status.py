@@ -12,8 +12,7 @@ from rich.live import Live
 
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import out, print_json
-from alertprod.config import load_config
-from alertprod.metrics import parse_metrics
+from alertprod.cli.settings import load_config
 from alertprod.view.status import DaemonStatus, make_status_page
 
 _TIMEOUT_S = 5.0
@@ -55,6 +54,8 @@ def status(
 
 def ask(url: str) -> DaemonStatus:
     """Return what a daemon answers."""
+    from alertprod.metrics import parse_metrics  # with the Prometheus client
+
     try:
         facts = json.loads(_get(f"{url}/status"))
         samples = parse_metrics(_get(f"{url}/metrics"))
