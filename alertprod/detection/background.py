@@ -139,12 +139,12 @@ def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) 
     )
 
 
-def _edges(length: int, bin_size: int) -> FloatArray:
+def _edges(length: int, bin_size: int) -> IntArray:
     n_bins = max(1, round(length / bin_size))
     return np.linspace(0, length, n_bins + 1).round().astype(np.int64)
 
 
-def _sampled_area(row_edges: FloatArray, column_edges: FloatArray) -> FloatArray:
+def _sampled_area(row_edges: IntArray, column_edges: IntArray) -> FloatArray:
     heights, widths = np.diff(row_edges)[:, None], np.diff(column_edges)[None, :]
     step = np.maximum(1, np.floor(np.sqrt(heights * widths / _MAX_PIXELS_PER_BIN)))
     return np.ceil(heights / step) * np.ceil(widths / step)
