@@ -66,11 +66,7 @@ def split_blends(
         masked_image.image, masked_image.variance, masked_image.mask, bad_bits, weight, flat % n_columns, flat // n_columns
     )  # fmt: skip
     level = np.abs(significance.reshape(-1)[flat]) / np.sqrt(np.maximum(coverage, min_coverage))
-    # Just above whatever else there is about: where nothing is known, what touches it stands or falls by its own dip.
-    unknown = coverage < min_coverage
-    highest = np.zeros(count)
-    np.maximum.at(highest, island[crowded][~unknown], level[~unknown])
-    level[unknown] = 1.001 * highest[island[crowded][unknown]]
+    level[coverage < min_coverage] = level.max()
     summits = _blend_loops.flood(
         level, flat, island[crowded], is_peak[crowded], n_columns, MIN_DIP, DIP_SHARE, PEAK_SHARE
     )

@@ -212,15 +212,3 @@ def flood_by_sets(level, pixels, island, is_peak, nx, min_dip, dip_share, peak_s
         owner[i] = owner[highest]
         members[owner[i]].add(i)
     return np.array([owner[i] for i in range(len(pixels))])
-
-
-@pytest.mark.parametrize("elsewhere", [0.0, 5000.0])
-def test_what_touches_a_masked_residual_is_told_apart_however_bright_a_pair_elsewhere(make_image, elsewhere):
-    pair = [(30.0, 120.0, elsewhere * FLUX_PER_SNR), (47.0, 120.0, elsewhere * FLUX_PER_SNR)]
-    image = make_image((150, 140), PSF, [(64.0, 50.0, 30.0 * FLUX_PER_SNR), *pair], noise=NOISE)
-    v, u = np.mgrid[:150, :140]
-    radius = np.hypot(u - 42, v - 50)
-    image.image += (60.0 * np.exp(-((radius / 10.0) ** 2))).astype(np.float32)
-    image.mask[radius <= 10.0] |= plane_bits("BAD")
-    islands, parts = count_parts(image)
-    assert parts - islands == (2 if elsewhere else 1)
