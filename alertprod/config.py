@@ -542,7 +542,7 @@ def load_config(path: str | Path | None = None) -> DaemonConfig:
     data = {} if path is None else _read_toml(Path(path))
     folder = Path.cwd() if path is None else Path(path).resolve().parent
     environment = _environment()
-    merged = _overlay(data, environment)
+    merged = {"store": {}, **_overlay(data, environment)}  # its default paths are relative to the file, too
     try:
         return DaemonConfig.model_validate(merged, context={"folder": folder})
     except ValidationError as error:

@@ -233,3 +233,13 @@ def test_thread_limits_are_for_the_processes_started_within(monkeypatch):
 
     assert os.environ["OMP_NUM_THREADS"] == "9"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_paths_that_nobody_wrote_are_relative_to_the_file_too(tmp_path, monkeypatch):
+    path = tmp_path / "alertprod.toml"
+    path.write_text("[http]\nport = 0\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store = load_config(path).store
+    assert store.database_url == f"sqlite:///{tmp_path}/alertprod.sqlite"
+    assert store.outbox_uri == str(tmp_path / "outbox")
