@@ -45,12 +45,12 @@ def test_a_fleet_that_keeps_up_is_good():
 
 
 def test_latencies_are_the_cameras_time():
-    report = summary({key: 2.0 for key in ALL_IN_20_S}, speed_up=10.0)
+    report = summary(dict.fromkeys(ALL_IN_20_S, 2.0), speed_up=10.0)
     assert report.percentiles_s[50] == pytest.approx(20.0, abs=1e-5)
 
 
 def test_what_never_came_was_not_in_time():
-    report = summary({key: 20.0 for key in list(ALL_IN_20_S)[:7]})
+    report = summary(dict.fromkeys(list(ALL_IN_20_S)[:7], 20.0))
     assert report.share_in_time == 7 / 8
     assert not report.is_good
 
