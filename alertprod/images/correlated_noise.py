@@ -53,14 +53,32 @@ class NoisePart:
 
 @dataclass(frozen=True, slots=True)
 class CorrelatedNoise:
-    """The noise of an image as the sum of independent parts; `scale` multiplies all variances."""
+    """The noise of an image as the sum of independent parts, and what is wrong with the light that was subtracted.
+
+    Parameters
+    ----------
+    parts
+        The noise.
+    scale
+        Multiplies the variances of all parts.
+    subtracted
+        What was taken off the image, its shape.
+    fractional_error
+        Of `subtracted`: one error for all the light of a place, not one a pixel. `scale` leaves it alone.
+    """
 
     parts: tuple[NoisePart, ...]
     scale: float = 1.0
+    subtracted: FloatArray | None = None
+    fractional_error: float = 0.0
 
     def scaled(self, factor: float) -> "CorrelatedNoise":
         """Return the noise with all variances times a factor."""
         return replace(self, scale=self.scale * factor)
+
+    def with_fractional_error(self, fraction: float, subtracted: FloatArray) -> "CorrelatedNoise":
+        """Return the noise of an image from which light was subtracted that is known to a fraction."""
+        return replace(self, subtracted=subtracted, fractional_error=fraction)
 
     def compute_variances(self, weights: FloatArray, *, column: IntArray, row: IntArray) -> FloatArray:
         """Return the variances of weighted sums of the image's pixels.
@@ -80,12 +98,17 @@ class CorrelatedNoise:
         Notes
         -----
         With the weights w, a part's kernel k and variances V: ``sum (k^T w)^2 V``, k^T being the correlation. Unknown
-        variances count as the mean of the known ones about.
+        variances count as the mean of the known ones about. With light L subtracted of which a fraction f is uncertain:
+        ``f^2 (sum w L)^2`` more.
         """
         total = np.zeros(len(weights))
         if not len(weights):
             return total
         weights = _trim(weights)
+        systematic = np.zeros(len(weights))
+        if self.subtracted is not None and self.fractional_error > 0:
+            light = np.nan_to_num(_cut(self.subtracted, column, row, weights.shape[1]), posinf=0.0, neginf=0.0)
+            systematic = (self.fractional_error * np.einsum("ijk,ijk->i", weights, light)) ** 2
         for part in self.parts:
             kernels = self._draw(part.kernel, column, row)
             spread = convolve_full(weights, kernels[:, ::-1, ::-1])
@@ -98,7 +121,7 @@ class CorrelatedNoise:
             np.divide(variances.sum(axis=(1, 2)), n_known, out=mean, where=n_known > 0)
             unknown = np.where(known, 0.0, spread).sum(axis=(1, 2))
             total += np.einsum("ijk,ijk->i", spread, variances) + mean * unknown
-        return self.scale * total
+        return self.scale * total + systematic
 
     @staticmethod
     def _draw(kernel: KernelModel, column: IntArray, row: IntArray) -> FloatArray:

@@ -4,15 +4,20 @@ Functions of the parent task: its configuration says what is done, its subtasks 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alertprod.detection.background import estimate_background
 from alertprod.detection.footprints import FootprintSet
+from alertprod.detection.matched_filter import make_filter_kernel
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
+from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement.catalog import Catalog
+from alertprod.measurement.flux import measure_psf_flux
+from alertprod.measurement.fractional_error import estimate_fractional_error
 from alertprod.tasks.difference_metrics import (
     check_footprint_ratio,
     compute_footprint_ratios,
@@ -78,6 +83,10 @@ def detect(task: "ImageDifferenceTask", made: Subtraction, *, seed: int) -> Foot
         if config.doScaleDiffimVariance:
             # The same noise; its scale is known far better where pixels are independent.
             score.masked_image.variance *= np.float32(task.metadata["scaleDiffimVarianceFactor"])
+    if config.doEstimateFractionalError and difference.noise is not None:
+        _estimate_fractional_error(task, made)
+        if score is None:
+            image = _with_fractional_error(difference)
     found = task.detection.run(
         image,
         doSmooth=score is None,
@@ -144,6 +153,42 @@ def _subtract_background(task: "ImageDifferenceTask", exposure: Exposure, *, doS
         rms = float(np.hypot(rms, background.level.std()))
     if doSmooth:
         task.metadata["diffimBackgroundRms"] = rms
+
+
+def _estimate_fractional_error(task: "ImageDifferenceTask", made: Subtraction) -> None:
+    """Find out from constant stars how well the subtracted light is known; the difference's noise learns of it."""
+    difference, matched, stars = made.difference, made.matched, made.select_sources
+    if matched is None or stars is None or difference.psf is None or difference.noise is None:
+        return
+    planes, psf, bad_planes = difference.masked_image, difference.psf, plane_bits(*_UNUSABLE_PLANES)
+    subtracted = MaskedImage(matched.image, planes.mask, planes.variance)
+    x, y = stars["x"].astype(float), stars["y"].astype(float)
+    left = measure_psf_flux(planes, psf, x=x, y=y, bad_planes=bad_planes, noise=difference.noise)
+    whole = measure_psf_flux(subtracted, psf, x=x, y=y, bad_planes=bad_planes)
+    good = ~(left.flag | whole.flag)
+    fraction = estimate_fractional_error(left.flux[good], left.flux_err[good], whole.flux[good])
+    task.metadata["fractionalError"] = fraction
+    if fraction > 0:
+        difference.noise = difference.noise.with_fractional_error(fraction, np.nan_to_num(matched.image))
+
+
+def _with_fractional_error(difference: Exposure) -> Exposure:
+    """Return the difference, its mask shared, with the variance that detection needs where much was subtracted.
+
+    Notes
+    -----
+    Of the light L a fraction f is wrong for all pixels of a star alike, where the filter K takes the pixels' errors as
+    independent: with ``f^2 L^2 (sum K^2)^2 / sum K^4`` a pixel its output has the right error at a point source,
+    ``f sum K L``, and about it where the PSF is a Gaussian.
+    """
+    noise, psf = difference.noise, difference.psf
+    if noise is None or noise.subtracted is None or psf is None:
+        return difference
+    kernel = make_filter_kernel(psf)
+    factor = noise.fractional_error**2 * (kernel**2).sum() ** 2 / (kernel**4).sum()
+    planes = difference.masked_image
+    variance = planes.variance + np.float32(factor) * noise.subtracted**2
+    return replace(difference, masked_image=MaskedImage(planes.image, planes.mask, variance))
 
 
 def _flag_glints(task: "ImageDifferenceTask", sources: Catalog) -> None:

@@ -65,6 +65,10 @@ class ImageDifferenceConfig(Config):
     doScaleDiffimVariance = _switch(
         "Rescale the difference's variance before detection, to what its pixels show", default=True
     )
+    doEstimateFractionalError = _switch(
+        "Find out from constant stars how well the subtracted light is known, for detection and the errors of fluxes (ours; al only)",
+        default=True,
+    )
     useGaussianForPreConvolution = _switch(
         "Pre-convolve with a Gaussian of the PSF's width rather than with the PSF", default=False
     )

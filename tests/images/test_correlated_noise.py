@@ -147,3 +147,15 @@ def test_flux_errors_are_right_on_bright_sources_of_either_image(side):
     assert width == pytest.approx(1.0, abs=3.0 * error)
     # What the variance plane says alone is off by more, to the one or the other side.
     assert (white_width - width) * (1.0 if side == "template" else -1.0) > 0.04
+
+
+def test_light_of_which_a_fraction_is_uncertain_adds_that_fraction_of_its_flux(rng, parts):
+    weights, light = rng.uniform(size=(1, 5, 5)), rng.uniform(size=(SIDE, SIDE))
+    place = {"column": np.array([6]), "row": np.array([7])}
+    noise = CorrelatedNoise(parts).scaled(3.0)
+    added = noise.with_fractional_error(0.02, light).compute_variances(weights, **place)
+    flux = (weights[0] * light[5:10, 4:9]).sum()
+    np.testing.assert_allclose(added - noise.compute_variances(weights, **place), (0.02 * flux) ** 2, rtol=1e-9)
+    # It is no noise: a larger noise is not a larger uncertainty of the match.
+    again = CorrelatedNoise(parts).with_fractional_error(0.02, light).scaled(3.0)
+    np.testing.assert_allclose(again.compute_variances(weights, **place), added, rtol=1e-12)

@@ -403,6 +403,31 @@ def test_switch_variance_of_the_template(task, pair, stars):
     )
 
 
+def test_switch_fractional_error(task, pair, stars):
+    # Every star of the science image 3 % off, as a bad flat field leaves them: by far more than noise and kernel have.
+    rng = np.random.default_rng(8)
+    flux = pair.star_flux * (1.0 + 0.03 * rng.standard_normal(pair.star_flux.size))
+    science = pair.science.copy()
+    for x, y, change in zip(pair.star_x, pair.star_y, flux - pair.star_flux, strict=True):
+        stamp, box = science.psf.compute_stellar_image(x=x, y=y)
+        rows, columns = box.slices
+        science.image[rows, columns] += (change * stamp).astype(np.float32)
+    found = {}
+    for switch in (False, True):
+        made = task(doEstimateFractionalError=switch)
+        made.config.subtract["al"].kernel.active.kernelSumClipping = False
+        found[switch] = made.run(exposure=science, templateExposure=pair.template, selectSources=stars).diaSources
+    assert made.metadata["fractionalError"] == pytest.approx(0.03, rel=5 * 1.17 / np.sqrt(stars.n_rows))
+    assert found[False].n_rows > 2 * len(TRANSIENTS)
+    # What changed is still found: with the error it had where nothing was subtracted, else with a part of that more.
+    assert found[True].n_rows <= len(TRANSIENTS) + 1
+    for x, y, change in TRANSIENTS:
+        rows = [find_nearest(sources, x, y) for sources in found.values()]
+        errors = [sources["psf_flux_err"][row] for sources, row in zip(found.values(), rows, strict=True)]
+        subtracted = max(0.0, -change)
+        assert errors[1] == pytest.approx(np.hypot(errors[0], made.metadata["fractionalError"] * subtracted), rel=0.05)
+
+
 def test_switch_background(task, pair, stars, result):
     sky = pair.science.copy()
     sky.image[...] = 40.0
