@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from traps import pass_by
+from traps import kill_daemon, pass_by
 
 from alertprod.errors import (
     BadSubtraction,
@@ -138,7 +138,7 @@ class FakePipeline:
         if event.target_name == "store, die once":
             os._exit(12)
         if event.target_name == "store, kill the daemon once":
-            os.kill(os.getppid(), signal.SIGKILL)
+            kill_daemon()
             time.sleep(3600)
         return WorkResult(outcome="stored", outbox=outbox, cache=CacheUse(hits=1, misses=2, size_bytes=3), **facts)
 

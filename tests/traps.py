@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import psutil
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -39,8 +41,16 @@ def pass_by(folder: Path, place: str, *, in_worker: bool = False) -> None:
         trap.unlink()
     except FileNotFoundError:
         return
-    os.kill(os.getppid() if in_worker and victim == "daemon" else os.getpid(), signal.SIGKILL)
-    time.sleep(600.0)  # the parent is dead: whoever watches for that ends this process
+    if in_worker and victim == "daemon":
+        kill_daemon()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600.0)  # the daemon is dead: whoever watches for that ends this process
+
+
+def kill_daemon() -> None:
+    """From a worker: its parent is the server that forked it, and that one's is the daemon."""
+    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
 
 
 def lay_in_daemon(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from alertprod.errors import ConfigError
+from alertprod.errors import BrokerUnavailable, ConfigError
 from alertprod.stream.client_log import client_log, log_client_error
 from alertprod.stream.errors import translate
 
@@ -35,7 +35,7 @@ def temporary_topics(
     """
     settings = {"bootstrap.servers": bootstrap_servers, **(options or {}), "error_cb": log_client_error}
     try:
-        admin = AdminClient({**settings, "client.id": "alertprod-test"}, logger=client_log)
+        admin = AdminClient({**settings, "client.id": "alertprod-temporary"}, logger=client_log)
     except (KafkaException, ValueError, TypeError) as error:
         raise ConfigError("configuration", "kafka", str(error)) from error
     config = {"max.message.bytes": str(max_message_bytes)}
@@ -53,3 +53,6 @@ def _await(futures: Mapping[str, Any], doing: str) -> None:
             future.result(_TIMEOUT_S)
         except KafkaException as error:
             raise translate(error, f"{doing}: {name}") from error
+        except TimeoutError as error:
+            msg = f"{doing}: {name}: the brokers did not answer within {_TIMEOUT_S:g} s"
+            raise BrokerUnavailable(msg) from error

@@ -19,7 +19,7 @@ from alertprod.tasks.task import Task, timeMethod
 class ScaleVarianceConfig(Config):
     """Which pixels count, and how far the plane may be off."""
 
-    binSize = Field(dtype=int, default=32, doc="Bins of the background that is taken off first, pixels")
+    binSize = RangeField(dtype=int, default=32, min=1, doc="Bins of the background that is taken off first, pixels")
     maskPlanes = ListField(
         dtype=str,
         default=["DETECTED", "DETECTED_NEGATIVE", "BAD", "SAT", "NO_DATA", "INTRP", "EDGE", "CR"],

@@ -173,11 +173,11 @@ def test_the_start_says_everything_that_is_wrong_and_exits_2(site, tmp_path):
     assert "/dev/null is no folder" in bad.stderr
 
 
-def test_a_database_that_does_not_answer_at_the_start_is_exit_status_69(site, tmp_path):
+def test_a_database_that_does_not_answer_at_the_start_is_exit_status_69(site):
     text = site.config_path.read_text()
     try:
         site.config_path.write_text(
-            text.replace("[store]", f'[store]\ndatabase_url = "sqlite:///{tmp_path}/gone/history.sqlite"')
+            text.replace("[store]", '[store]\ndatabase_url = "postgresql+psycopg://nobody@127.0.0.1:1/gone"')
         )
         done = site.run("run")
     finally:
