@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -209,9 +210,12 @@ def test_interrupting_a_tail_ends_it_well_with_what_was_seen(config, packets, tm
     path = tmp_path / "seen.avro"
     command = [sys.executable, "-m", "alertprod", "alerts", "tail", "-c", str(config), "--from-beginning", "--json"]
     process = subprocess.Popen([*command, "-o", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    hung = threading.Timer(120.0, process.kill)
+    hung.start()
     lines = [process.stdout.readline() for _ in packets]
     process.send_signal(2)
     _, said = process.communicate(timeout=60)
+    hung.cancel()
     assert process.returncode == 0, said
     assert f"{len(packets)} alerts, 1 unreadable" in said
     assert json.loads(lines[-1])["diaSourceId"] == packets[-1]["diaSourceId"]
