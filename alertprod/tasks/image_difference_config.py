@@ -67,7 +67,7 @@ class ImageDifferenceConfig(Config):
     )
     doEstimateFractionalError = _switch(
         "Find out from constant stars how well the subtracted light is known, for detection and the errors of fluxes (ours; al only)",
-        default=True,
+        default=False,
     )
     useGaussianForPreConvolution = _switch(
         "Pre-convolve with a Gaussian of the PSF's width rather than with the PSF", default=False

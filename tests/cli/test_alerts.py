@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -209,11 +210,14 @@ def test_tail_of_a_topic_that_is_not_there_says_so(alertprod, config):
 def test_interrupting_a_tail_ends_it_well_with_what_was_seen(config, packets, tmp_path):
     path = tmp_path / "seen.avro"
     command = [sys.executable, "-m", "alertprod", "alerts", "tail", "-c", str(config), "--from-beginning", "--json"]
+    # Who starts tests in the background has them ignore it, and a child inherits that; but it inherits no handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([*command, "-o", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     hung = threading.Timer(120.0, process.kill)
     hung.start()
     lines = [process.stdout.readline() for _ in packets]
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     hung.cancel()
     assert process.returncode == 0, said
