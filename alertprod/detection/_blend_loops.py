@@ -4,14 +4,7 @@ import numpy as np
 from numba import njit
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
-
-
-@njit(cache=True, nogil=True)
-def _find(parent: IntArray, i: int) -> int:
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
+from alertprod.detection._loops import find_root
 
 
 @njit(cache=True, nogil=True)
@@ -52,21 +45,21 @@ def flood(
         if count == 0:
             parent[i] = i
             continue
-        top = _find(parent, highest)
+        top = find_root(parent, highest)
         for k in range(count):
-            summit = _find(parent, near[k])
+            summit = find_root(parent, near[k])
             if level[summit] > level[top]:
                 top = summit
         for k in range(count):
-            summit = _find(parent, near[k])
+            summit = find_root(parent, near[k])
             if summit == top:
                 continue
             dip = level[summit] - level[i]
             stays = is_peak[summit] and level[summit] >= peak_share * level[top]
             if not (stays and dip > min_dip and dip > dip_share * level[summit]):
                 parent[summit] = top
-        parent[i] = _find(parent, highest)
+        parent[i] = find_root(parent, highest)
     summits = np.empty(n, dtype=np.int64)
     for i in range(n):
-        summits[i] = _find(parent, i)
+        summits[i] = find_root(parent, i)
     return summits

@@ -144,7 +144,8 @@ def paint_shapes(pixels: IntArray, bits: IntArray, half_widths: IntArray, painte
 
 
 @njit(cache=True, nogil=True)
-def _find(parent: IntArray, i: int) -> int:
+def find_root(parent: IntArray, i: int) -> int:
+    """Return the root of a forest's node, halving its path (Tarjan & van Leeuwen 1984)."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -178,7 +179,7 @@ def label_pixels(painted: IntArray, bit: int) -> tuple[IntArray, IntArray, int]:
             current[x + 1] = i
             for neighbour in (current[x], above[x], above[x + 1], above[x + 2]):
                 if neighbour >= 0:
-                    a, b = _find(parent, neighbour), _find(parent, i)
+                    a, b = find_root(parent, neighbour), find_root(parent, i)
                     if a < b:
                         parent[b] = a
                     elif b < a:
@@ -188,7 +189,7 @@ def label_pixels(painted: IntArray, bit: int) -> tuple[IntArray, IntArray, int]:
     component = np.empty(count, dtype=np.int64)
     n_components = 0
     for i in range(count):
-        root = _find(parent, i)
+        root = find_root(parent, i)
         if root == i:
             component[i] = n_components
             n_components += 1
@@ -209,13 +210,13 @@ def label_islands(pixels: IntArray, bits: IntArray, nx: int) -> tuple[IntArray, 
         p = pixels[i]
         x = p % nx
         if i > 0 and x > 0 and pixels[i - 1] == p - 1 and bits[i - 1] == bits[i]:
-            parent[i] = _find(parent, i - 1)
+            parent[i] = find_root(parent, i - 1)
         while pixels[above] < p - nx - 1:
             above += 1
         j = above
         while pixels[j] <= p - nx + 1:
             if abs(pixels[j] % nx - x) <= 1 and bits[j] == bits[i]:
-                a, b = _find(parent, j), _find(parent, i)
+                a, b = find_root(parent, j), find_root(parent, i)
                 if a < b:
                     parent[b] = a
                 elif b < a:
@@ -224,7 +225,7 @@ def label_islands(pixels: IntArray, bits: IntArray, nx: int) -> tuple[IntArray, 
     island = np.empty(pixels.size, dtype=np.int64)
     count = 0
     for i in range(pixels.size):
-        root = _find(parent, i)
+        root = find_root(parent, i)
         if root == i:
             island[i] = count
             count += 1

@@ -1,4 +1,4 @@
-"""Topics that live as long as a test: only tests make topics, the daemon's are made by whoever runs the brokers."""
+"""Topics that live as long as a simulation: the daemon's own are made by whoever runs the brokers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

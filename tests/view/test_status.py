@@ -39,7 +39,7 @@ def status_of(metrics, *, last=(), inflight=(), problems=None, state="working"):
 
 
 def text_of(status, width=120):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123 - as long as the console
     with console.file:
         console.print(make_status_page(status, now_unix_s=NOW))
     return console.export_text()

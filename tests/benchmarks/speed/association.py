@@ -32,7 +32,7 @@ def measure_association(n_sources: int, n_objects: int, n_earlier: int) -> dict[
     for name, side in FIELDS.items():
         sources, history, facts = make_field(side, n_sources, n_objects, n_earlier)
         figures[f"{name}, matching, s"] = min(seconds(lambda: match(sources, history)) for _ in range(REPEATS))  # noqa: B023 - called at once
-        figures[f"{name}, all of it, s"] = min(seconds(lambda: run(sources, history, facts)) for _ in range(REPEATS))  # noqa: B023
+        figures[f"{name}, all of it, s"] = min(seconds(lambda: run(sources, history, facts)) for _ in range(REPEATS))  # noqa: B023 - as above
     return figures
 
 
