@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from alertprod.alerts.alert import CUTOUT_FIELDS
 from alertprod.alerts.cutouts import load_cutout
+from alertprod.alerts.packet import LEFT_OUT_HEADER
 from alertprod.alerts.registry import ALERT_SCHEMA_VERSION, record_types
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _FLOAT32_ROUNDING: Final = 1e-6
 
 _BODY_RECORDS: Final = ("ssSource", "mpc_orbits")
 
+_MAY_BE_LEFT_OUT: Final = frozenset({"history", "cutouts"})
+
 
 class Finding(NamedTuple):
     """Something that is wrong, or odd."""
@@ -54,17 +57,32 @@ class Finding(NamedTuple):
         return f"{self.level}: {self.field}: {self.problem}"
 
 
-def validate_packet(packet: Mapping[str, Any]) -> list[Finding]:
-    """Return everything found about a decoded packet, in the order of its fields."""
+def validate_packet(packet: Mapping[str, Any], *, left_out: Collection[str] | None = ()) -> list[Finding]:
+    """Return everything found about a decoded packet, in the order of its fields.
+
+    Parameters
+    ----------
+    left_out
+        What it does without since it was too large, as its message says (`left_out_of`); None: there is no message
+        to say so.
+    """
     return [
         *_check_numbers(packet),
         *_check_identity(packet),
         *_check_source(packet["diaSource"], "diaSource"),
         *_check_history(packet),
-        *_check_object(packet),
+        *_check_object(packet, left_out),
         *_check_body(packet),
         *_check_cutouts(packet),
     ]
+
+
+def left_out_of(headers: Sequence[tuple[str, bytes]] | None) -> frozenset[str] | None:
+    """Return what a message's headers say its packet does without; None where there are no headers."""
+    if headers is None:
+        return None
+    said = dict(headers).get(LEFT_OUT_HEADER, b"").decode("utf-8", "replace")
+    return frozenset(said.split(",")) if said else frozenset()
 
 
 def validate_envelope(
@@ -96,6 +114,12 @@ def validate_envelope(
         for name in ("program_version", "config_hash")
         if not given.get(name)
     ]
+    said = left_out_of(headers) or frozenset()
+    if unknown := sorted(said - _MAY_BE_LEFT_OUT):
+        problem = f"{', '.join(map(repr, unknown))}: only {' and '.join(sorted(_MAY_BE_LEFT_OUT))} are ever left out"
+        findings.append(Finding("error", f"header {LEFT_OUT_HEADER}", problem))
+    if "cutouts" in said and (there := [field for field in CUTOUT_FIELDS.values() if packet[field] is not None]):
+        findings.append(Finding("error", f"header {LEFT_OUT_HEADER}", f"says cutouts, and {there[0]} is there"))
     return findings
 
 
@@ -226,7 +250,7 @@ def _check_forced_source(row: Mapping[str, Any], path: str) -> Iterator[Finding]
         yield Finding("error", f"{path}.timeWithdrawnMjdTai", "a live alert is not withdrawn")
 
 
-def _check_object(packet: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_object(packet: Mapping[str, Any], left_out: Collection[str] | None) -> Iterator[Finding]:
     source, parent = packet["diaSource"], packet["diaObject"]
     if (parent is None) != (source["diaObjectId"] is None):
         yield Finding("error", "diaObject", "is null" if parent is None else "the source is of no object")
@@ -240,9 +264,7 @@ def _check_object(packet: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _check_place(parent, "diaObject")
     for field in ("validityStartMjdTai", "firstDiaSourceMjdTai", "lastDiaSourceMjdTai"):
         yield from _check_time(parent, "diaObject", field)
-    n_known = 1 + len(packet["prvDiaSources"] or ())
-    if parent["nDiaSources"] != n_known:
-        yield Finding("error", "diaObject.nDiaSources", f"{parent['nDiaSources']}, the packet has {n_known}")
+    yield from _check_count(parent["nDiaSources"], 1 + len(packet["prvDiaSources"] or ()), left_out)
     last = parent["lastDiaSourceMjdTai"]
     if last is not None and last < source["midpointMjdTai"]:
         yield Finding("error", "diaObject.lastDiaSourceMjdTai", "is before the alert's own source")
@@ -255,6 +277,17 @@ def _check_object(packet: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding(
                 "error", f"diaObject.{band}_psfFluxMean", f"{mean:.6g} is not within {low:.6g} and {high:.6g}"
             )
+
+
+def _check_count(n_sources: int, n_in_packet: int, left_out: Collection[str] | None) -> Iterator[Finding]:
+    """Check that the object counts the packet's sources, and more only where history was left out."""
+    problem = f"{n_sources}, the packet has {n_in_packet}"
+    if n_sources < n_in_packet or (n_sources > n_in_packet and left_out is not None and "history" not in left_out):
+        yield Finding("error", "diaObject.nDiaSources", problem)
+    elif n_sources > n_in_packet and left_out is None:
+        yield Finding(
+            "warning", "diaObject.nDiaSources", f"{problem}: right where the oldest were left out for its size"
+        )
 
 
 def _check_body(packet: Mapping[str, Any]) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ def validate(
 
     Exit status 0 where nothing is wrong (odd may be), 1 where something is.
     """
-    from alertprod.alerts.validation import Finding, validate_envelope, validate_packet
+    from alertprod.alerts.validation import Finding, left_out_of, validate_envelope, validate_packet
 
     counts: Counter[str] = Counter()
     seen: set[int] = set()
@@ -44,7 +44,7 @@ def validate(
             if found.packet is None:
                 findings = [Finding("error", "message", found.problem)]
             else:
-                findings = validate_packet(found.packet)
+                findings = validate_packet(found.packet, left_out=left_out_of(found.headers))
                 if found.headers is not None:
                     findings += validate_envelope(found.packet, key=found.key, headers=found.headers)
                 if found.packet["diaSourceId"] in seen:

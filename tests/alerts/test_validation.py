@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from alertprod.alerts.validation import validate_envelope, validate_packet
+from alertprod.alerts.avro import decode_alert
+from alertprod.alerts.packet import PacketInfo, make_messages
+from alertprod.alerts.validation import left_out_of, validate_envelope, validate_packet
 
 
 @pytest.fixture
@@ -124,6 +126,34 @@ def test_a_bodys_alert_has_its_own_rules(body, known):
 def test_what_is_odd_is_a_warning(known, change, field):
     change(known)
     assert ("warning", field) in found(known)
+
+
+def test_history_that_was_left_out_for_its_size_is_no_error_where_the_message_says_so(make_association, no_cutouts):
+    association = make_association(n_visits=60)
+    info = PacketInfo(program_version="0.1.0", config_hash="abc")
+    message = next(make_messages(association, no_cutouts(association), info, max_bytes=12_000))
+    packet = decode_alert(message.value)
+    assert 0 < len(packet["prvDiaSources"]) < 60
+    left_out = left_out_of(message.headers)
+    assert left_out == {"history"}
+
+    def counted(left_out):
+        findings = validate_packet(packet, left_out=left_out)
+        return [finding.level for finding in findings if finding.field == "diaObject.nDiaSources"]
+
+    assert counted(left_out) == []
+    assert counted(left_out_of(())) == ["error"]  # a message that says nothing
+    assert counted(left_out_of(None)) == ["warning"]  # a container, where nobody could say it
+    packet["diaObject"]["nDiaSources"] = len(packet["prvDiaSources"])
+    assert counted(left_out) == counted(None) == ["error"]  # fewer than there are is wrong whatever was left out
+    assert validate_envelope(packet, key=message.key, headers=message.headers) == []
+
+
+def test_a_header_that_says_what_is_not_so_is_an_error(alert_night):
+    message, packet = alert_night.messages[16], alert_night.packets[16]
+    for said in (b"cutouts", b"history,kitchen"):
+        findings = validate_envelope(packet, key=message.key, headers=(*message.headers, ("left_out", said)))
+        assert [(finding.level, finding.field) for finding in findings] == [("error", "header left_out")]
 
 
 def edit_cutout(data, edit):
