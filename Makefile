@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export NUMBA_NUM_THREADS ?= 2
 
-.PHONY: help run install test test-faults lint typecheck check butler middleware audit quality format constraints clean
+.PHONY: help run install test test-faults lint typecheck check butler middleware audit quality bench bench-compare \
+  container-packages deployment-tools format constraints clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +69,10 @@ bench: $(VENV)/.installed-bench  ## Speed and memory beside peers; quick: SIZE=1
 
 bench-compare: $(VENV)/.installed-bench  ## Ratios of the newest figures of make bench to stored ones: BASE=FILE or a commit that was measured
 	$(BIN)/python tests/benchmarks/speed --out $(BENCH_OUT) --only-compare --base $(BASE) $(ARGS)
+
+container-packages: $(VENV)/.installed-dev  ## Whether what the container image installs can be had in the pinned versions
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed -c ops/constraints.txt \
+	  "$$(sed -n "s/.*-c ops\/constraints.txt '\(.*\)'.*/\1/p" ops/container/Dockerfile)"
 
 TOOLS := $(CURDIR)/.cache/tools
 KEDA := github.com/kedacore/keda/v2@v2.17.0
