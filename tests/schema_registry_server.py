@@ -38,6 +38,8 @@ class Registry:
     """Takes IMPORT for a mode, and gives ids of its own all the same: as Apicurio 3 does."""
     has_modes: bool = True
     requests: list[tuple[str, str]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
+    """Of each request."""
 
     def subjects_get(self, _: Any) -> Any:
         return sorted(self.subjects)
@@ -170,6 +172,7 @@ def _make_handler(registry: Registry) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             parts = urllib.parse.urlsplit(self.path)
             registry.requests.append((self.command, parts.path))
+            registry.authorizations.append(self.headers["Authorization"])
             length = int(self.headers.get("Content-Length") or 0)
             status, answer = 404, {"error_code": 404, "message": "HTTP 404 Not Found"}
             for method, pattern, act in routes:

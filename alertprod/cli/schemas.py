@@ -31,7 +31,9 @@ def ls(as_json: JsonOption = False) -> None:
 
 @app.command("register")
 def register(
-    url: Annotated[str, typer.Argument(help="Root of the registry's REST interface.")],
+    url: Annotated[
+        str | None, typer.Argument(help="Root of the registry's REST interface. Default: the configuration's.")
+    ] = None,
     config: ConfigOption = None,
     events: Annotated[
         bool, typer.Option("--events", help="Register the schemas of events and summaries too (ids 1 to 3).")
@@ -40,7 +42,11 @@ def register(
         list[str] | None, typer.Option(help="Subjects for the alert schema, instead of alert-packet and TOPIC-value.")
     ] = None,
     authorization: Annotated[
-        str | None, typer.Option(envvar="ALERTPROD_REGISTRY_AUTHORIZATION", help="Value of the Authorization header.")
+        str | None,
+        typer.Option(
+            envvar="ALERTPROD_REGISTRY_AUTHORIZATION",
+            help="Value of the Authorization header. Default, for the configuration's registry: the configuration's.",
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Register even what breaks readers of earlier versions.")
@@ -57,7 +63,13 @@ def register(
     from alertprod.service import schema_registration
     from alertprod.stream.schema_registry import SchemaRegistry
 
-    topics = load_config(config).topics
+    settings = load_config(config)
+    topics, kafka = settings.topics, settings.kafka
+    if url is None:
+        if kafka.registry_url is None:
+            raise typer.BadParameter("there is none in the configuration (kafka.registry_url)", param_hint="URL")
+        url = kafka.registry_url
+        authorization = kafka.registry_authorization() if authorization is None else authorization
     registry = SchemaRegistry(url, authorization=authorization)
     registry.list_subjects()
     wanted = schema_registration.list_alert_registrations(topics.alerts)

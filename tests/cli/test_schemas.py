@@ -53,6 +53,21 @@ def test_the_alert_schema_is_registered(alertprod, write_config):
         }  # fmt: skip
 
 
+def test_without_a_url_it_is_the_configurations_registry_with_its_authorization(alertprod, write_config, tmp_path):
+    (tmp_path / "authorization").write_text("Basic eA==\n")
+    with RegistryServer() as server:
+        config = write_config(
+            f"[kafka]\nregistry_url = '{server.url}'\nregistry_authorization_file = '{tmp_path / 'authorization'}'"
+        )
+        ran = alertprod("schemas", "register", "-c", config)
+        assert ran.status == 0, ran.err
+        assert set(server.registry.subjects) == {"alert-packet", "alerts-value"}
+        assert set(server.registry.authorizations) == {"Basic eA=="}
+    ran = alertprod("schemas", "register", "-c", write_config())
+    assert ran.status == 2
+    assert "kafka.registry_url" in ran.words
+
+
 def test_a_registry_that_says_no_is_quoted(alertprod):
     with RegistryServer(Registry(has_modes=False)) as server:
         ran = alertprod("schemas", "register", server.url)

@@ -5,6 +5,7 @@ Tools that are Go programs are looked for in .cache/tools (`make deployment-tool
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_lines import assert_understood
 from prometheus_servers import OPS
 
 from alertprod.config import load_config
@@ -99,6 +101,16 @@ def test_compose_go_accepts_the_composition(tmp_path):
     assert set(yaml.safe_load(checked.stdout)["services"]) == {
         "kafka", "topics", "registry", "schemas", "alertprod", "prometheus", "alertmanager", "grafana",
     }  # fmt: skip
+
+
+def test_alertprod_understands_what_the_composition_and_the_manifests_tell_it(manifests):
+    services = yaml.safe_load((OPS / "compose" / "compose.yaml").read_text())["services"].values()
+    commands = [service["command"] for service in services if service["image"] == "alertprod" and "command" in service]
+    pod = kind_of(manifests, "StatefulSet")["spec"]["template"]["spec"]
+    commands += [container["args"] for container in pod["containers"]]
+    assert len(commands) == 2
+    for words in commands:
+        assert_understood(shlex.join(["alertprod", *words]))
 
 
 def test_files_that_the_composition_mounts_are_there():
