@@ -127,6 +127,7 @@ _DROPPED = "dropped_"
 SHORTCOMINGS: Final = (
     "scorer_failed",
     "ephemerides_failed",
+    "forced_failed",
     "missing_cutouts",
     "cutouts_without_psf",
     "cutouts_without_wcs",

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import structlog
 
+from alertprod._typing import FloatArray
 from alertprod.alerts.cutouts import CutoutConfig, CutoutTriplet, make_cutouts
 from alertprod.alerts.packet import AlertMessage, PacketInfo, make_messages, make_packets
 from alertprod.association.associate import Association, associate
 from alertprod.association.config import AssociationConfig
-from alertprod.association.forced import ExposureFacts
+from alertprod.association.forced import ExposureFacts, ForcedFluxes, MeasureForced
 from alertprod.association.history import History
 from alertprod.association.reliability import ReliabilityScorer, ScorerFailed, score_sources
 from alertprod.association.selection import select_reliable, select_sources
 from alertprod.association.solar_system import Ephemerides, SolarSystemConfig, SolarSystemMatches, match_solar_system
+from alertprod.errors import AlertprodError
 from alertprod.measurement.catalog import Catalog
 from alertprod.service.differencing import Differenced
 from alertprod.service.stopwatch import Stopwatch
@@ -153,15 +155,17 @@ def package_alerts(
 
     Notes
     -----
-    Nothing of `prepared` is changed, so it can be called again when the history moved.
+    Nothing of `prepared` is changed, so it can be called again when the history moved. Forced photometry that fails
+    costs this exposure's forced fluxes (``forced_failed`` is counted), never the exposure.
     """
     sources = prepared.sources.select(np.arange(prepared.sources.n_rows))
     sources["time_processed_mjd_tai"] = facts.time_processed_mjd_tai
+    measure_forced = _FailsafePhotometer(differenced.photometer)
     associated = associate(
         sources,
         history,
         facts,
-        measure_forced=differenced.photometer,
+        measure_forced=measure_forced,
         forced_id_factory=forced_id_factory,
         solar_system=prepared.solar_system,
         config=association,
@@ -172,6 +176,8 @@ def package_alerts(
         matched_objects=associated.n_matched,
         solar_system=associated.n_solar_system,
         forced_sources=associated.forced.n_rows,
+        forced_without_pixels=measure_forced.n_without_pixels,
+        forced_failed=measure_forced.n_failed,
     )
     counts.update({f"dropped_{reason}": n for reason, n in associated.dropped.items()})
     rows = np.searchsorted(sources["dia_source_id"], associated.sources["dia_source_id"])
@@ -181,6 +187,25 @@ def package_alerts(
         info=info,
         counts=dict(counts),
     )
+
+
+class _FailsafePhotometer:
+    """Counts what the photometer cannot tell: places without a usable pixel, and those at which it fails altogether."""
+
+    def __init__(self, measure: MeasureForced) -> None:
+        self._measure = measure
+        self.n_without_pixels = self.n_failed = 0
+
+    def __call__(self, *, x: FloatArray, y: FloatArray) -> ForcedFluxes:
+        try:
+            fluxes = self._measure(x=x, y=y)
+        except (AlertprodError, ArithmeticError, ValueError, LookupError) as error:  # a PSF that cannot be drawn there
+            log.warning("forced photometry failed, alerts go out without it", problem=repr(error), exc_info=error)
+            self.n_failed += len(x)
+            return ForcedFluxes(*(np.full(len(x), np.nan) for _ in range(4)))
+        unknown = ~(np.isfinite(fluxes.psf_flux) | np.isfinite(fluxes.science_flux))
+        self.n_without_pixels += int(unknown.sum())
+        return fluxes
 
 
 def _score(sources: Catalog, scorer: ReliabilityScorer, differenced: Differenced) -> bool:

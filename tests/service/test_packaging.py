@@ -12,14 +12,14 @@ from alertprod.alerts.avro import decode_alert, encode_alert
 from alertprod.alerts.cutouts import CutoutConfig
 from alertprod.alerts.packet import PacketInfo
 from alertprod.association.config import AssociationConfig
-from alertprod.association.forced import ExposureFacts
+from alertprod.association.forced import ExposureFacts, ForcedFluxes
 from alertprod.association.history import History
 from alertprod.association.reliability import load_scorer
 from alertprod.association.solar_system import Ephemerides
 from alertprod.association.solar_system_columns import PREDICTION_COLUMNS
 from alertprod.factory import create_task
 from alertprod.measurement.catalog import Catalog
-from alertprod.service.differencing import difference_exposures
+from alertprod.service.differencing import Differenced, difference_exposures
 from alertprod.service.packaging import package_alerts, prepare_sources
 
 NOW = 61234.5
@@ -144,6 +144,37 @@ def test_what_cutouts_lack_is_counted(first):
     assert (whole["missing_cutouts"], whole["cutouts_without_psf"], whole["cutouts_without_wcs"]) == (0, 0, 0)
     template = replace(first.template, psf=None)
     assert prepare(replace(first, template=template)).counts["cutouts_without_psf"] == len(TRANSIENTS)
+
+
+# -- forced photometry --
+
+
+def test_forced_photometry_that_fails_costs_the_fluxes_and_nothing_else(first, second, monkeypatch):
+    history = history_after(package(first, History.empty()))
+    whole = package(second, history)
+    assert (whole.counts["forced_failed"], whole.counts["forced_without_pixels"]) == (0, 0)
+    assert whole.counts["forced_sources"] > 0
+
+    def fail(*, x, y):
+        raise FloatingPointError(f"no PSF at {x[0]}, {y[0]}")
+
+    monkeypatch.setattr(Differenced, "photometer", staticmethod(fail))
+    broken = package(second, history)
+    assert broken.counts["forced_failed"] == whole.counts["forced_sources"]
+    assert broken.counts["forced_sources"] == 0
+    assert [p["diaSourceId"] for p in broken.packets()] == [p["diaSourceId"] for p in whole.packets()]
+
+
+def test_objects_on_pixels_that_tell_nothing_are_counted(first, second, monkeypatch):
+    history = history_after(package(first, History.empty()))
+    expected = package(second, history).counts["forced_sources"]
+
+    def find_no_pixel(*, x, y):
+        return ForcedFluxes(*np.full((4, len(x)), np.nan))
+
+    monkeypatch.setattr(Differenced, "photometer", staticmethod(find_no_pixel))
+    counts = package(second, history).counts
+    assert (counts["forced_without_pixels"], counts["forced_failed"]) == (expected, 0)
 
 
 # -- scores --
