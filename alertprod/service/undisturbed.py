@@ -1,8 +1,9 @@
-"""Imported for its effect, by the process that forks workers: a supervisor's SIGTERM to the whole group passes it by.
+"""Imported for its effect, by the process that forks workers: signals to the whole group pass it by.
 
-Were it to end, the daemon would take the workers that are finishing their exposures for dead. It ends with the daemon.
+It ends with the daemon. Were it to end before, nobody would know with which status workers end.
 """
 
 import signal
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, signal.SIG_IGN)

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Final, Literal
@@ -37,6 +38,9 @@ _RESTART_MAX_S: Final = 60.0
 
 _EXIT_OUT_OF_MEMORY: Final = 86
 """Our own status for a MemoryError in a worker; no signal and no shell uses it."""
+
+_EXIT_UNKNOWN: Final = 255
+"""What multiprocessing says of every worker when the server that forked them is gone, the living among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class _Worker:
     number: int
     process: multiprocessing.process.BaseProcess
     connection: Connection
-    memory: psutil.Process
+    itself: psutil.Process
     since: float
     factory: PipelineFactory
     state: Literal["starting", "idle", "busy"] = "starting"
@@ -134,7 +138,7 @@ class WorkerPool:
 
     def process_ids(self) -> list[int]:
         """Process ids of the living workers."""
-        return [worker.memory.pid for worker in self._workers.values()]
+        return [worker.itself.pid for worker in self._workers.values()]
 
     def submit(self, ticket: int, order: WorkOrder) -> None:
         """Give an order to an idle worker.
@@ -158,12 +162,17 @@ class WorkerPool:
     def poll(self) -> list[WorkerReport]:
         """Start what is missing, collect what came back, kill what overran; call it often."""
         now = self._clock()
+        reports: list[WorkerReport] = []
         for number, due in list(self._restart_at.items()):
             # The first compiles for all: the others find its loops on disk, where together they would each compile them.
             if now >= due and (self._has_been_warm or not self._workers):
-                del self._restart_at[number]
-                self._workers[number] = self._start(number)
-        reports: list[WorkerReport] = []
+                try:
+                    self._workers[number] = self._start(number)
+                except (OSError, EOFError, psutil.Error):  # no process to be had, or it or its server died at once
+                    self._restart_at[number] = now + self._next_pause_s()
+                    reports.append(StartFailed(None, traceback.format_exc()))
+                else:
+                    del self._restart_at[number]
         check_memory = now >= self._next_memory_check
         if check_memory:
             self._next_memory_check = now + _MEMORY_CHECK_S
@@ -202,12 +211,12 @@ class WorkerPool:
         for worker in self._workers.values():
             worker.connection.close()  # an idle worker takes this for its end
             if worker.state != "idle":
-                worker.process.kill()
+                _kill(worker)
         until = time.monotonic() + 2.0
         for worker in self._workers.values():
             worker.process.join(max(0.0, until - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
+            if _is_alive(worker):
+                _kill(worker)
                 worker.process.join(2.0)
             worker.process.close()
         self._workers.clear()
@@ -233,7 +242,7 @@ class WorkerPool:
     def _retire(self, worker: _Worker) -> None:
         """End a worker of an earlier configuration; its successor starts at once."""
         self._log.info("worker replaced: the configuration changed", worker=worker.number)
-        worker.process.kill()
+        _kill(worker)
         worker.process.join(1.0)
         worker.connection.close()
         del self._workers[worker.number]
@@ -246,8 +255,8 @@ class WorkerPool:
         except (EOFError, OSError):
             worker.process.join(1.0)
             message = None
-            if worker.process.is_alive():  # closed its pipe and lives on: of no more use
-                return self._bury(worker, "crash")
+            if worker.process.exitcode in (None, _EXIT_UNKNOWN):  # closed its pipe, and may live on: of no more use
+                return self._bury(worker, "warm_up" if worker.state == "starting" else "crash")
         match message:
             case _Ready():
                 worker.state, self._failures = "idle", 0
@@ -261,7 +270,7 @@ class WorkerPool:
             case StartFailed():
                 self._bury(worker, "warm_up")
                 return message
-        if worker.process.exitcode is None:
+        if worker.process.exitcode in (None, _EXIT_UNKNOWN):  # its pipe is open: it lives
             return None
         if worker.state == "starting":
             return self._bury(worker, "warm_up")
@@ -273,24 +282,39 @@ class WorkerPool:
             return "warm_up"
         if worker.state == "busy" and now > worker.deadline:
             return "deadline"
-        if check_memory and _private_bytes(worker.memory) > self._config.memory_limit_bytes:
+        if check_memory and _private_bytes(worker.itself) > self._config.memory_limit_bytes:
             return "memory"
         return None
 
     def _bury(self, worker: _Worker, cause: DeathCause) -> Died:
         """Kill a worker if it lives, and plan its successor: at once, or after a pause where it never got warm."""
-        worker.process.kill()
+        _kill(worker)
         worker.process.join(1.0)
         exit_code = worker.process.exitcode
         worker.connection.close()
         del self._workers[worker.number]
-        pause = 0.0
-        if cause == "warm_up":
-            pause = min(_RESTART_MAX_S, _RESTART_FIRST_S * 2.0**self._failures)
-            self._failures += 1
+        pause = self._next_pause_s() if cause == "warm_up" else 0.0
         self._restart_at[worker.number] = self._clock() + pause
         self._log.warning("worker died", worker=worker.number, cause=cause, exit_code=exit_code, restart_in_s=pause)
         return Died(worker.ticket, cause, exit_code)
+
+    def _next_pause_s(self) -> float:
+        pause_s = min(_RESTART_MAX_S, _RESTART_FIRST_S * 2.0**self._failures)
+        self._failures += 1
+        return pause_s
+
+
+def _kill(worker: _Worker) -> None:
+    """Kill a worker by its own process id: multiprocessing does not where it takes it for dead with its server."""
+    with suppress(psutil.NoSuchProcess):
+        worker.itself.kill()
+
+
+def _is_alive(worker: _Worker) -> bool:
+    try:
+        return bool(worker.itself.is_running() and worker.itself.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _private_bytes(process: psutil.Process) -> int:
@@ -312,9 +336,9 @@ def _run_worker(
 
 
 def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfig, name: str) -> None:
-    # A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole group; the daemon decides when workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A terminal's Ctrl-C, its end and a supervisor's SIGTERM reach the whole group; the daemon decides when workers end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     configure_logs(log_config, process=name)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     log = get_logger(__name__)

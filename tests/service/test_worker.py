@@ -198,3 +198,39 @@ def test_workers_outlive_a_group_that_is_told_to_stop(ledger, make_pool):
     pool.submit(7, order(ledger, 1, "store"))
     assert isinstance(wait_for(pool, is_end_of(7)), Finished)
     assert server.is_running()
+
+
+def test_workers_whose_server_is_killed_finish_and_are_still_killed_when_they_hang(ledger, make_pool):
+    pool = make_pool(count=2)
+    wait_until_idle(pool, 2)
+    before = [psutil.Process(pid) for pid in pool.process_ids()]
+    server = before[0].parent()
+    pool.submit(1, order(ledger, 1, "sleep 1"))
+    pool.submit(2, order(ledger, 2, "hang", deadline_s=1.5))
+    server.kill()
+    assert wait_for(pool, is_end_of(1)).result.outcome == "stored"
+    assert wait_for(pool, is_end_of(2)).cause == "deadline"
+    wait_until_idle(pool, 2)
+    after = [psutil.Process(pid) for pid in pool.process_ids()]
+    assert len(set(before) & set(after)) == 1, "the one lives on, the other has a successor"
+    assert len({process.ppid() for process in after} - {server.pid}) == 2, "from a server of its own"
+    (dead,) = set(before) - set(after)
+    until = time.monotonic() + TIMEOUT_S
+    while dead.is_running() and dead.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_where_no_process_is_to_be_had_the_pool_says_so_and_tries_again_later(ledger, make_pool, monkeypatch):
+    pool = make_pool(count=1)
+    failures = [BlockingIOError(11, "Resource temporarily unavailable"), EOFError()]
+    start = pool._start
+    monkeypatch.setattr(pool, "_start", lambda number: start(number) if not failures else _raise(failures.pop()))
+    monkeypatch.setattr("alertprod.service.worker._RESTART_FIRST_S", 0.05)
+    assert "EOFError" in wait_for(pool, lambda report: isinstance(report, StartFailed)).traceback
+    assert "unavailable" in wait_for(pool, lambda report: isinstance(report, StartFailed)).traceback
+    wait_until_idle(pool)
+
+
+def _raise(error):
+    raise error
