@@ -1,111 +1,51 @@
-"""Compiled loops of detection: the matched filter, growing, labelling, peaks. Plain arrays in and out."""
+"""Compiled loops of detection: thresholds, growing, labelling, peaks, bins. Plain arrays in and out."""
 
 import numpy as np
 from numba import njit
 
+from alertprod._bands import map_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 
 POSITIVE, NEGATIVE = 1, 2
 """Bits of the images of detected pixels."""
 
+_ROWS_OF_BINS = 8
+"""Rows of bins that a thread takes at once."""
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def filter_significance(
-    image: FloatArray,
-    variance: FloatArray,
-    mask: IntArray,
-    bad_bits: int,
-    kernel_y: FloatArray,
-    kernel_x: FloatArray,
-    squared_y: FloatArray,
-    squared_x: FloatArray,
-    out: FloatArray,
-) -> None:
-    """Correlate with a sum of separable kernels and divide by the noise of the sum.
-
-    `kernel_y`, `kernel_x`: (rank, n_y) and (rank, n_x); `squared_*`: (n_y,), (n_x,), the squared kernel.
-    Pixels with a bad bit, a non-finite value or no variance count as absent. `out` is zero where none is left.
-    """
-    ny, nx = image.shape
-    rank, taps_y = kernel_y.shape
-    taps_x = kernel_x.shape[1]
-    half_y, half_x = taps_y // 2, taps_x // 2
-    ring = np.zeros((rank + 1, taps_y, nx), dtype=np.float32)
-    values = np.zeros(nx + 2 * half_x, dtype=np.float32)
-    variances = np.zeros(nx + 2 * half_x, dtype=np.float32)
-    total = np.empty(nx, dtype=np.float32)
-    noise = np.empty(nx, dtype=np.float32)
-    for y in range(ny + half_y):
-        slot = y % taps_y
-        if y < ny:
-            for x in range(nx):
-                v, d = variance[y, x], image[y, x]
-                if (mask[y, x] & bad_bits) == 0 and 0.0 < v < np.inf and -np.inf < d < np.inf:
-                    values[x + half_x] = d
-                    variances[x + half_x] = v
-                else:
-                    values[x + half_x] = 0.0
-                    variances[x + half_x] = 0.0
-            for r in range(rank):
-                row = ring[r, slot]
-                row[:] = 0.0
-                for k in range(taps_x):
-                    c = kernel_x[r, k]
-                    for x in range(nx):
-                        row[x] += c * values[x + k]
-            row = ring[rank, slot]
-            row[:] = 0.0
-            for k in range(taps_x):
-                c = squared_x[k]
-                for x in range(nx):
-                    row[x] += c * variances[x + k]
-        else:
-            ring[:, slot, :] = 0.0
-        y_out = y - half_y
-        if y_out < 0:
-            continue
-        total[:] = 0.0
-        noise[:] = 0.0
-        for k in range(taps_y):
-            slot = (y_out - half_y + k) % taps_y
-            for r in range(rank):
-                c = kernel_y[r, k]
-                row = ring[r, slot]
-                for x in range(nx):
-                    total[x] += c * row[x]
-            c = squared_y[k]
-            row = ring[rank, slot]
-            for x in range(nx):
-                noise[x] += c * row[x]
-        for x in range(nx):
-            out[y_out, x] = total[x] / np.sqrt(noise[x]) if noise[x] > 0.0 else np.float32(0.0)
+_BLOCK = 64
+"""Pixels of a row that are passed over together where nothing is detected."""
 
 
 @njit(cache=True, nogil=True)
 def threshold_bits(significance: FloatArray, threshold: float, polarity: int) -> tuple[IntArray, IntArray]:
     """Return the flat indices of pixels at or beyond the threshold, in raster order, and their polarity bits."""
     ny, nx = significance.shape
+    pixels = np.empty(_BLOCK, dtype=np.int64)
+    bits = np.empty(_BLOCK, dtype=np.uint8)
     count = 0
     for y in range(ny):
-        for x in range(nx):
-            s = significance[y, x]
-            if ((polarity & POSITIVE) != 0 and s >= threshold) or ((polarity & NEGATIVE) != 0 and s <= -threshold):
-                count += 1
-    pixels = np.empty(count, dtype=np.int64)
-    bits = np.empty(count, dtype=np.uint8)
-    count = 0
-    for y in range(ny):
-        for x in range(nx):
-            s = significance[y, x]
-            if (polarity & POSITIVE) != 0 and s >= threshold:
-                pixels[count] = y * nx + x
-                bits[count] = POSITIVE
-                count += 1
-            elif (polarity & NEGATIVE) != 0 and s <= -threshold:
-                pixels[count] = y * nx + x
-                bits[count] = NEGATIVE
-                count += 1
-    return pixels, bits
+        for start in range(0, nx, _BLOCK):
+            # Nearly everywhere there is nothing: seen by the processor's vectors, in numbers as short as theirs.
+            block = significance[y, start : start + _BLOCK]
+            n = np.int32(0)
+            for k in range(block.size):
+                n += np.int32(1) if abs(block[k]) >= threshold else np.int32(0)
+            if n == 0:
+                continue
+            if count + _BLOCK > pixels.size:
+                pixels = np.concatenate((pixels, np.empty_like(pixels)))
+                bits = np.concatenate((bits, np.empty_like(bits)))
+            for x in range(start, start + block.size):
+                s = significance[y, x]
+                if (polarity & POSITIVE) != 0 and s >= threshold:
+                    pixels[count] = y * nx + x
+                    bits[count] = POSITIVE
+                    count += 1
+                elif (polarity & NEGATIVE) != 0 and s <= -threshold:
+                    pixels[count] = y * nx + x
+                    bits[count] = NEGATIVE
+                    count += 1
+    return pixels[:count].copy(), bits[:count].copy()
 
 
 @njit(cache=True, nogil=True)
@@ -153,52 +93,6 @@ def find_root(parent: IntArray, i: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def label_pixels(painted: IntArray, bit: int) -> tuple[IntArray, IntArray, int]:
-    """Label the eight-connected components of ``painted & bit``.
-
-    Returns the flat indices of the pixels in raster order, the component of each (numbered by first pixel in
-    raster order) and the number of components.
-    """
-    ny, nx = painted.shape
-    count = 0
-    for y in range(ny):
-        for x in range(nx):
-            if painted[y, x] & bit:
-                count += 1
-    pixels = np.empty(count, dtype=np.int64)
-    parent = np.arange(count)
-    above = np.full(nx + 2, -1, dtype=np.int64)
-    current = np.full(nx + 2, -1, dtype=np.int64)
-    i = 0
-    for y in range(ny):
-        current[:] = -1
-        for x in range(nx):
-            if not painted[y, x] & bit:
-                continue
-            pixels[i] = y * nx + x
-            current[x + 1] = i
-            for neighbour in (current[x], above[x], above[x + 1], above[x + 2]):
-                if neighbour >= 0:
-                    a, b = find_root(parent, neighbour), find_root(parent, i)
-                    if a < b:
-                        parent[b] = a
-                    elif b < a:
-                        parent[a] = b
-            i += 1
-        above, current = current, above
-    component = np.empty(count, dtype=np.int64)
-    n_components = 0
-    for i in range(count):
-        root = find_root(parent, i)
-        if root == i:
-            component[i] = n_components
-            n_components += 1
-        else:
-            component[i] = component[root]
-    return pixels, component, n_components
-
-
-@njit(cache=True, nogil=True)
 def label_islands(pixels: IntArray, bits: IntArray, nx: int) -> tuple[IntArray, int]:
     """Return the eight-connected island of equal bits that each of a list of pixels is in, and how many there are.
 
@@ -232,6 +126,35 @@ def label_islands(pixels: IntArray, bits: IntArray, nx: int) -> tuple[IntArray, 
         else:
             island[i] = island[root]
     return island, count
+
+
+@njit(cache=True, nogil=True)
+def label_pixels(painted: IntArray, bit: int) -> tuple[IntArray, IntArray, int]:
+    """Label the eight-connected components of ``painted & bit``.
+
+    Returns the flat indices of the pixels in raster order, the component of each (numbered by first pixel in
+    raster order) and the number of components.
+    """
+    ny, nx = painted.shape
+    pixels = np.empty(_BLOCK, dtype=np.int64)
+    count = 0
+    for y in range(ny):
+        for start in range(0, nx, _BLOCK):
+            block = painted[y, start : start + _BLOCK]
+            any_bits = np.int32(0)
+            for k in range(block.size):
+                any_bits |= np.int32(block[k])
+            if any_bits & bit == 0:
+                continue
+            if count + _BLOCK > pixels.size:
+                pixels = np.concatenate((pixels, np.empty_like(pixels)))
+            for x in range(start, start + block.size):
+                if painted[y, x] & bit:
+                    pixels[count] = y * nx + x
+                    count += 1
+    pixels = pixels[:count].copy()
+    component, n_components = label_islands(pixels, np.zeros(pixels.size, dtype=np.uint8), nx)
+    return pixels, component, n_components
 
 
 @njit(cache=True, nogil=True)
@@ -304,30 +227,44 @@ def sample_bins(
     row_stop: int,
     column_edges: IntArray,
     max_pixels: int,
-) -> tuple[FloatArray, IntArray]:
-    """Return the usable pixels of each bin of a row of bins, ``(n_bins, n)``, infinite after the last; and their numbers.
+    samples: FloatArray,
+) -> IntArray:
+    """Copy the pixels of each bin of a row of bins to a row of `samples`, infinite where not usable; return how many are.
 
-    At most about `max_pixels` pixels of a bin are looked at, on a regular sub-grid.
+    At most about `max_pixels` pixels of a bin are looked at, on a regular sub-grid. What is left of a row is infinite.
     """
     n_bins = column_edges.size - 1
     height = row_stop - row_start
     steps = np.empty(n_bins, dtype=np.int64)
-    most = 0
     for j in range(n_bins):
         width = column_edges[j + 1] - column_edges[j]
         steps[j] = max(1, int(np.floor(np.sqrt(height * width / max_pixels))))
-        most = max(most, -(-height // steps[j]) * -(-width // steps[j]))
-    samples = np.full((n_bins, most), np.inf, dtype=image.dtype)
+    samples[:] = np.inf
+    flat = samples.reshape(-1)
+    place = np.arange(n_bins) * samples.shape[1]
+    row = np.empty(image.shape[1], dtype=image.dtype)
+    infinity = samples.dtype.type(np.inf)
+    for y in range(row_start, row_stop):
+        values, good = image[y], usable[y]
+        for x in range(row.size):
+            # A finite number less itself is zero; nothing else is.
+            row[x] = values[x] if good[x] & (values[x] - values[x] == 0) else infinity
+        for j in range(n_bins):
+            if (y - row_start) % steps[j]:
+                continue
+            # Unsigned, or each index is looked at for counting from the end.
+            to, start, step = np.uint64(place[j]), np.uint64(column_edges[j]), np.uint64(steps[j])
+            width = -(-(column_edges[j + 1] - column_edges[j]) // steps[j])
+            for k in range(np.uint64(width)):
+                flat[to + k] = row[start + k * step]
+            place[j] += width
     numbers = np.zeros(n_bins, dtype=np.int64)
     for j in range(n_bins):
         n = 0
-        for y in range(row_start, row_stop, steps[j]):
-            for x in range(column_edges[j], column_edges[j + 1], steps[j]):
-                if usable[y, x]:
-                    samples[j, n] = image[y, x]
-                    n += 1
+        for k in range(samples.shape[1]):
+            n += samples[j, k] != infinity
         numbers[j] = n
-    return samples, numbers
+    return numbers
 
 
 @njit(cache=True, nogil=True)
@@ -366,6 +303,13 @@ def clip_sorted(
             first, last = new_first, new_last
 
 
+def count_sampled(row_edges: IntArray, column_edges: IntArray, max_pixels: int) -> IntArray:
+    """Return how many pixels of each bin `sample_bins` looks at."""
+    heights, widths = np.diff(row_edges)[:, None], np.diff(column_edges)[None, :]
+    steps = np.maximum(1, np.floor(np.sqrt(heights * widths / max_pixels)).astype(np.int64))
+    return -(-heights // steps) * -(-widths // steps)
+
+
 def clipped_medians(
     image: FloatArray,
     usable: BoolArray,
@@ -377,18 +321,66 @@ def clipped_medians(
 ) -> tuple[FloatArray, FloatArray, IntArray]:
     """Return clipped median, robust sigma and number of usable pixels of each bin; NaN and 0 where there is none.
 
-    At most about `max_pixels` pixels of a bin are looked at. Sorted by NumPy, whose sort of short rows uses the
+    At most about `max_pixels` pixels of a bin are looked at; what is not finite is not usable. Sorted by NumPy, whose sort of short rows uses the
     processor's vectors and is an order of magnitude quicker than a compiled loop's.
     """
     n_rows, n_columns = row_edges.size - 1, column_edges.size - 1
     level = np.full((n_rows, n_columns), np.nan)
     sigma = np.full((n_rows, n_columns), np.nan)
     number = np.zeros((n_rows, n_columns), dtype=np.int64)
-    for i in range(n_rows):
-        samples, number[i] = sample_bins(image, usable, row_edges[i], row_edges[i + 1], column_edges, max_pixels)
-        samples.sort(axis=1)
-        clip_sorted(samples, number[i], n_sigma, n_iterations, level[i], sigma[i])
+    most = int(count_sampled(row_edges, column_edges, max_pixels).max())
+
+    def measure(first: int, last: int) -> None:
+        # Used again for each row of bins: fresh memory costs more than what is done in it.
+        samples = np.empty((n_columns, most), dtype=image.dtype)
+        for i in range(first, last):
+            number[i] = sample_bins(image, usable, row_edges[i], row_edges[i + 1], column_edges, max_pixels, samples)
+            samples.sort(axis=1)
+            clip_sorted(samples, number[i], n_sigma, n_iterations, level[i], sigma[i])
+
+    map_bands(measure, n_rows, height=_ROWS_OF_BINS)
     return level, sigma, number
+
+
+@njit(cache=True, nogil=True)
+def draw_rows(
+    knots: FloatArray, piece: IntArray, weights: FloatArray, first: int, last: int, sign: float, out: FloatArray
+) -> None:
+    """Add to `out`, times `sign`, rows from `first` to before `last` of what is a sum of few of the rows of `knots`.
+
+    `knots`: (2 n + 2, nx), of n bins levels and curvatures, and the slopes beyond the outer two. `piece`: the bin before
+    each row; `weights`: (ny, 6), of the levels there and of the next bin, of the curvatures there, and of the slopes.
+    """
+    n, nx = knots.shape[0] // 2 - 1, knots.shape[1]
+    drawn = np.empty(nx, dtype=np.float32)
+    for y in range(first, last):
+        i = piece[y]
+        j = min(i + 1, n - 1)
+        a, b, c, d = weights[y, 0], weights[y, 1], weights[y, 2], weights[y, 3]
+        level, next_level, curve, next_curve = knots[i], knots[j], knots[n + i], knots[n + j]
+        for x in range(nx):
+            drawn[x] = a * level[x] + b * next_level[x] + c * curve[x] + d * next_curve[x]
+        for k in range(2):
+            slope = weights[y, 4 + k]
+            if slope != 0.0:
+                beyond = knots[2 * n + k]
+                for x in range(nx):
+                    drawn[x] += slope * beyond[x]
+        row, factor = out[y], np.float32(sign)
+        for x in range(nx):
+            row[x] += factor * drawn[x]
+
+
+@njit(cache=True, nogil=True)
+def set_planes(mask: IntArray, painted: IntArray, positive: int, negative: int, first: int, last: int) -> None:
+    """Set in `mask` one of two bits, or both, where `painted` says, and clear them elsewhere: some rows."""
+    plus, minus = np.int32(positive), np.int32(negative)
+    kept = ~(plus | minus)
+    for y in range(first, last):
+        for x in range(mask.shape[1]):
+            p = painted[y, x]
+            bits = (plus if p & POSITIVE else np.int32(0)) | (minus if p & NEGATIVE else np.int32(0))
+            mask[y, x] = (mask[y, x] & kept) | bits
 
 
 @njit(cache=True, nogil=True)

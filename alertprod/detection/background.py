@@ -6,6 +6,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import distance_transform_edt
 
+from alertprod._bands import map_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _loops
 
@@ -57,7 +58,13 @@ class Background:
         Beyond the outer bins' centres the slope goes on, for the half bin that is left: the smaller of the slopes of the
         outer two pairs of bins, none where their signs differ. What one bin alone has is not led on.
         """
-        return self._draw(_with_outer_slopes(self.level), linear=linear)
+        image = np.zeros(self.shape, dtype=np.float32)
+        _Surface.through(self.level, self, linear=linear).add_to(image)
+        return image
+
+    def subtract_from(self, image: FloatArray) -> None:
+        """Take the background off an image of its shape, in place, as ``image -= background.compute_image()`` does."""
+        _Surface.through(self.level, self).add_to(image, sign=-1.0)
 
     def measure_variation(self) -> float:
         """Return the robust standard deviation of the levels over the image, the noise of the sky in bins taken out.
@@ -79,12 +86,45 @@ class Background:
 
     def compute_sigma_image(self) -> FloatArray:
         """Return the pixels' noise as seen around each pixel: float32, shape of the image."""
-        return np.maximum(self._draw(np.pad(self.sigma, ((0, 2), (0, 2)))), np.float32(self.sigma.min()))
+        image = np.zeros(self.shape, dtype=np.float32)
+        _Surface.through(self.sigma, self, slopes=False).add_to(image)
+        return np.maximum(image, np.float32(self.sigma.min()), out=image)
 
-    def _draw(self, values: FloatArray, *, linear: bool = False) -> FloatArray:
-        rows = _interpolation_matrix(self.row_centers, self.shape[0], linear=linear)
-        columns = _interpolation_matrix(self.column_centers, self.shape[1], linear=linear)
-        return rows @ (values.astype(np.float32) @ columns.T)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Surface:
+    """What `_loops.draw_rows` makes a spline, or straight lines, through the values of bins from."""
+
+    knots: FloatArray
+    piece: IntArray
+    weights: FloatArray
+
+    @classmethod
+    def through(cls, values: FloatArray, bins: Background, *, linear: bool = False, slopes: bool = True) -> "_Surface":
+        """Return the surface through values of the bins, shape ``(n_rows, n_columns)``, that goes on beyond them or not."""
+        padded = _with_outer_slopes(values) if slopes else np.pad(values, ((0, 2), (0, 2)))
+        columns = _interpolation_matrix(bins.column_centers, bins.shape[1], linear=linear)
+        levels = padded.astype(np.float32) @ columns.T
+        centers, n = bins.row_centers, len(bins.row_centers)
+        curvatures = np.zeros((n, n))
+        if n > 2 and not linear:
+            curvatures = CubicSpline(centers, np.eye(n), bc_type="natural")(centers, 2)
+            curvatures[np.abs(curvatures) < _LEAST_SHARE * np.abs(curvatures).max()] = 0.0
+        knots = np.concatenate([levels[:n], curvatures.astype(np.float32) @ levels[:n], levels[n:]])
+        piece, weights = _piece_weights(centers, bins.shape[0])
+        return cls(knots=knots, piece=piece, weights=weights)
+
+    def add_to(self, image: FloatArray, *, sign: float = 1.0) -> None:
+        """Add the surface, times `sign`, to an image."""
+        shape = (len(self.piece), self.knots.shape[1])
+        if image.shape != shape:
+            msg = f"a surface of shape {shape} and an image of shape {image.shape}"
+            raise ValueError(msg)
+
+        def add(first: int, last: int) -> None:
+            _loops.draw_rows(self.knots, self.piece, self.weights, first, last, sign, image)
+
+        map_bands(add, shape[0])
 
 
 def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) -> Background:
@@ -95,7 +135,7 @@ def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) 
     image
         Shape ``(ny, nx)``, any unit.
     usable
-        False where a pixel says nothing of the background: masked, not finite, under a source.
+        False where a pixel says nothing of the background: masked, under a source. What is not finite never does.
     bin_size
         Side of a bin in pixels; bins are stretched so that a whole number of them fits.
 
@@ -113,20 +153,21 @@ def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) 
         msg = f"bin_size is {bin_size}; at least one pixel is needed"
         raise ValueError(msg)
     row_edges, column_edges = _edges(image.shape[0], bin_size), _edges(image.shape[1], bin_size)
-    usable = usable & np.isfinite(image)
-    if not usable.any():
-        msg = "no usable pixel to estimate a background from"
-        raise ValueError(msg)
     # All pixels, where what is not usable is spread so evenly that a sample of them meets nothing else.
     for most in (_MAX_PIXELS_PER_BIN, image.size):
         level, sigma, number = _loops.clipped_medians(
             image, usable, row_edges, column_edges, _CLIP_SIGMA, _CLIP_ITERATIONS, most
         )
-        known = number >= np.maximum(1.0, _MIN_FRACTION * _sampled_area(row_edges, column_edges))
+        known = number >= np.maximum(
+            1.0, _MIN_FRACTION * _loops.count_sampled(row_edges, column_edges, _MAX_PIXELS_PER_BIN)
+        )
         if not known.any():
             known = number > 0
         if known.any():
             break
+    else:
+        msg = "no usable pixel to estimate a background from"
+        raise ValueError(msg)
     nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
     rows, columns = nearest
     return Background(
@@ -142,12 +183,6 @@ def estimate_background(image: FloatArray, usable: BoolArray, *, bin_size: int) 
 def _edges(length: int, bin_size: int) -> IntArray:
     n_bins = max(1, round(length / bin_size))
     return np.linspace(0, length, n_bins + 1).round().astype(np.int64)
-
-
-def _sampled_area(row_edges: IntArray, column_edges: IntArray) -> FloatArray:
-    heights, widths = np.diff(row_edges)[:, None], np.diff(column_edges)[None, :]
-    step = np.maximum(1, np.floor(np.sqrt(heights * widths / _MAX_PIXELS_PER_BIN)))
-    return np.ceil(heights / step) * np.ceil(widths / step)
 
 
 def _interpolation_matrix(centers: FloatArray, length: int, *, linear: bool) -> FloatArray:
@@ -166,6 +201,25 @@ def _interpolation_matrix(centers: FloatArray, length: int, *, linear: bool) -> 
     # A far bin's share falls off by a factor of four a bin, soon to numbers that a processor multiplies slowly.
     inner[np.abs(inner) < _LEAST_SHARE] = 0.0
     return np.concatenate([inner, beyond], axis=1).astype(np.float32)
+
+
+def _piece_weights(centers: FloatArray, length: int) -> tuple[IntArray, FloatArray]:
+    """Return the bin before each pixel, and six float32 weights: of two levels, two curvatures, two slopes beyond.
+
+    Notes
+    -----
+    With t the share of the way from one bin's centre to the next and h its length, a spline of second derivatives M is
+    ``(1 - t) f + t g + h^2 / 6 ((1 - t)^3 - (1 - t)) M_f + h^2 / 6 (t^3 - t) M_g``.
+    """
+    n, pixels = len(centers), np.arange(length)
+    positions = np.clip(pixels, centers[0], centers[-1])
+    piece = np.clip(np.searchsorted(centers, positions, side="right") - 1, 0, max(n - 2, 0))
+    step = np.diff(centers)[piece] if n > 1 else np.ones(length)
+    t = (positions - centers[piece]) / step
+    curved = [step**2 / 6.0 * (share**3 - share) for share in (1.0 - t, t)]
+    width = centers[1] - centers[0] if n > 1 else 1.0
+    beyond = [np.maximum(centers[0] - pixels, 0.0) / width, np.maximum(pixels - centers[-1], 0.0) / width]
+    return piece, np.stack([1.0 - t, t, *curved, *beyond], axis=1).astype(np.float32)
 
 
 def _with_outer_slopes(values: FloatArray) -> FloatArray:

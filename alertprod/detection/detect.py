@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from alertprod._bands import map_bands
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _loops
@@ -260,7 +261,7 @@ def _find(
     levels = significance
     if config.threshold_type != "pixel_stdev":
         levels = compute_levels(masked_image, kernel, bad_bits=bad_bits, kind=config.threshold_type, smooth=smooth)
-    pixels, bits = _loops.threshold_bits(levels, np.float32(config.threshold), _POLARITY_BITS[config.polarity])
+    pixels, bits = _threshold(levels, config)
     if config.min_pixels > 1 or config.include_threshold_multiplier > 1.0:
         kept = keep_islands(
             levels,
@@ -280,7 +281,7 @@ def _find(
             pixels,
             bits,
             is_peak,
-            painted != 0,
+            painted,
             threshold=config.threshold,
             bin_size=config.local_background_bin,
         )
@@ -325,17 +326,24 @@ def _find(
     )
 
 
+def _threshold(levels: FloatArray, config: DetectionConfig) -> tuple[IntArray, IntArray]:
+    """Return flat indices of the pixels beyond the threshold, rising, and their polarity bits."""
+    n_rows, n_columns = levels.shape
+    polarity = _POLARITY_BITS[config.polarity]
+
+    def find(first: int, last: int) -> tuple[IntArray, IntArray]:
+        pixels, bits = _loops.threshold_bits(levels[first:last], np.float32(config.threshold), polarity)
+        return pixels + first * n_columns, bits
+
+    pixels, bits = zip(*map_bands(find, n_rows), strict=True)
+    return np.concatenate(pixels), np.concatenate(bits)
+
+
 def _disk_half_widths(radius: int) -> IntArray:
     """Return the half-width of a disk's rows, from its middle outwards."""
     return np.sqrt(float(radius * radius) - np.arange(radius + 1.0) ** 2).astype(np.int64)
 
 
 def _set_detected_planes(masked_image: MaskedImage, painted: IntArray) -> None:
-    positive, negative = plane_bits("DETECTED"), plane_bits("DETECTED_NEGATIVE")
-    mask = masked_image.mask
-    mask &= ~np.array(positive | negative, dtype=mask.dtype)
-    flat = np.flatnonzero(painted)
-    found = painted.reshape(-1)[flat]
-    rows, columns = flat // mask.shape[1], flat % mask.shape[1]
-    mask[rows, columns] |= np.where(found & _loops.POSITIVE, positive, 0).astype(mask.dtype)
-    mask[rows, columns] |= np.where(found & _loops.NEGATIVE, negative, 0).astype(mask.dtype)
+    mask, bits = masked_image.mask, (plane_bits("DETECTED"), plane_bits("DETECTED_NEGATIVE"))
+    map_bands(lambda first, last: _loops.set_planes(mask, painted, *bits, first, last), mask.shape[0])

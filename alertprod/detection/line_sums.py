@@ -3,11 +3,13 @@
 Lines live on the image given, whose first pixel's centre is (0, 0); its border is half a pixel further out.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _streak_loops as _loops
 
@@ -143,51 +145,54 @@ def find_lines(
     """
     ny, nx = sums.shape
     full = float(numbers.max(initial=0.0))
-    ends: list[FloatArray] = []
-    found_widths: list[IntArray] = []
-    significance: list[FloatArray] = []
-    noise: list[FloatArray] = []
-    for transposed in (False, True):
+
+    def find_in_half(transposed: bool) -> list[LineCandidates]:  # noqa: FBT001 -- called by map
+        planes = [plane.T if transposed else plane for plane in (sums, numbers)]
+        n_rows, n_columns = planes[0].shape
+        height = 1 << max(1, int(np.ceil(np.log2(n_rows))))
+        # Used for both octants: fresh memory costs as much as what is done in it.
+        transformed = np.zeros((2, 2, height, height + n_columns), dtype=np.float32)
+        scratch = np.empty((2, height, height + n_columns), dtype=np.float32)
+        found = []
         for mirrored in (False, True):
-            planes = [plane.T if transposed else plane for plane in (sums, numbers)]
-            planes = [plane[:, ::-1] if mirrored else plane for plane in planes]
-            n_rows, n_columns = planes[0].shape
-            height = 1 << max(1, int(np.ceil(np.log2(n_rows))))
-            transformed = [_transform(plane, height) for plane in planes]
+            for plane, out in zip(planes, transformed, strict=True):
+                _transform(plane[:, ::-1] if mirrored else plane, scratch, out)
             for level, strip_height in enumerate((height // 2, height)):
                 for width in widths:
                     lines = _loops.find_strong_lines(
-                        transformed[0][level], transformed[1][level], n_rows, strip_height, width,
+                        transformed[0, level], transformed[1, level], n_rows, strip_height, width,
                         min_length * width * full, threshold, _BLOCK,
                     )  # fmt: skip
                     strip, t, x, value, scatter = lines.T
                     x = x - height + 0.5 * (width - 1)
                     y = strip * strip_height
-                    points = np.stack([x, y, x + t, y + strip_height - 1], axis=1)
+                    ends = np.stack([x, y, x + t, y + strip_height - 1], axis=1)
                     if mirrored:
-                        points[:, [0, 2]] = n_columns - 1 - points[:, [0, 2]]
+                        ends[:, [0, 2]] = n_columns - 1 - ends[:, [0, 2]]
                     if transposed:
-                        points = points[:, [1, 0, 3, 2]]
-                    ends.append(points)
-                    found_widths.append(np.full(len(points), width))
-                    significance.append(value)
-                    noise.append(scatter)
-    points = np.concatenate(ends)
+                        ends = ends[:, [1, 0, 3, 2]]
+                    line_widths = np.full(len(ends), width)
+                    found.append(LineCandidates(ends=ends, widths=line_widths, significance=value, noise=scatter))
+        return found
+
+    parts = list(itertools.chain.from_iterable(map_threads(find_in_half, (False, True))))
+    points = np.concatenate([part.ends for part in parts])
     lines_found = [line_through(row, (ny, nx)) for row in points.tolist()]
     inside = np.array([line is not None for line in lines_found], dtype=bool)
     return LineCandidates(
         ends=np.array([line.ends for line in lines_found if line is not None]).reshape(-1, 4),
-        widths=np.concatenate(found_widths)[inside],
-        significance=np.concatenate(significance)[inside],
-        noise=np.concatenate(noise)[inside],
+        widths=np.concatenate([part.widths for part in parts])[inside],
+        significance=np.concatenate([part.significance for part in parts])[inside],
+        noise=np.concatenate([part.noise for part in parts])[inside],
     )
 
 
-def _transform(plane: FloatArray, height: int) -> FloatArray:
-    """Return the sums along the lines of one octant in strips of `height` / 2 and of `height`."""
-    n_rows, n_columns = plane.shape
-    padded = np.zeros((height, height + n_columns), dtype=np.float32)
-    padded[:n_rows, height:] = plane
-    out = np.zeros((2, height, height + n_columns), dtype=np.float32)
-    _loops.sum_lines(padded, n_rows, height, height // 2, out)
-    return out
+def _transform(plane: FloatArray, scratch: FloatArray, out: FloatArray) -> None:
+    """Write the sums along the lines of one octant in strips of half and of the whole of the height of `out`.
+
+    `out` is zero, or holds the sums of another plane of this shape; `scratch` has its shape.
+    """
+    n_rows, (height, _) = len(plane), scratch.shape[1:]
+    scratch[...] = 0.0
+    scratch[0, :n_rows, height:] = plane
+    _loops.sum_lines(scratch[0], scratch[1], n_rows, height, height // 2, out)

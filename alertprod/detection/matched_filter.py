@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from alertprod._bands import map_bands
 from alertprod._typing import FloatArray
-from alertprod.detection import _loops
+from alertprod.detection import _filter_loops
 from alertprod.detection.thresholds import ThresholdType, scale_levels
 from alertprod.images.masked_image import MaskedImage
 from alertprod.psf.model import PointSpreadFunction
@@ -29,17 +30,14 @@ def compute_significance(masked_image: MaskedImage, kernel: FloatArray, *, bad_b
     """
     kernel_y, kernel_x, squared_y, squared_x = _separate(kernel)
     significance = np.empty(masked_image.shape, dtype=np.float32)
-    _loops.filter_significance(
-        masked_image.image,
-        masked_image.variance,
-        masked_image.mask,
-        bad_bits,
-        kernel_y,
-        kernel_x,
-        squared_y,
-        squared_x,
-        significance,
-    )
+
+    def fill(first: int, last: int) -> None:
+        _filter_loops.filter_significance(
+            masked_image.image, masked_image.variance, masked_image.mask, bad_bits,
+            kernel_y, kernel_x, squared_y, squared_x, first, last, significance,
+        )  # fmt: skip
+
+    map_bands(fill, masked_image.shape[0])
     return significance
 
 

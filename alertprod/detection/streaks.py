@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from alertprod._bands import map_bands
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.detection import _streak_loops as _loops
@@ -30,6 +31,9 @@ _LINE_WIDTHS = (2, 4, 10)
 
 _BACKGROUND_BINS = 64
 """Side of the cells whose level is taken off before lines are summed, bins: wider than any trail."""
+
+_ROWS_OF_BINS = 64
+"""Rows of bins that a thread fills at once."""
 
 _MIN_SIDE = 16
 """Bins that the image's shorter side has at least; on less there is no telling a trail from a source."""
@@ -180,9 +184,7 @@ def find_streaks(masked_image: MaskedImage, *, config: StreakConfig | None = Non
     painted = np.zeros(masked_image.shape, dtype=np.bool_)
     profiles: list[Profile] = []
     if min(masked_image.shape) >= _MIN_SIDE * config.bin_size:
-        sums, numbers = _loops.bin_pulls(
-            masked_image.image, masked_image.variance, masked_image.mask, bad_bits, config.bin_size, _PIXEL_CLIP
-        )
+        sums, numbers = _bin_pulls(masked_image, bad_bits, config.bin_size)
         _flatten(sums, numbers)
         profiles = _search(masked_image, bad_bits, sums, numbers, config)
     profiles.sort(key=lambda profile: -profile.run.significance)
@@ -213,6 +215,19 @@ def _paint(painted: BoolArray, line: Line, half_width: float) -> None:
     _loops.paint_line(line.x0, line.y0, line.direction_x, line.direction_y, half_width, painted)
 
 
+def _bin_pulls(masked_image: MaskedImage, bad_bits: int, bin_size: int) -> tuple[FloatArray, FloatArray]:
+    """Return sums of the pulls that are cut, and numbers of pixels, in bins."""
+
+    def add(first: int, last: int) -> tuple[FloatArray, FloatArray]:
+        image, variance, mask = (
+            plane[first:last] for plane in (masked_image.image, masked_image.variance, masked_image.mask)
+        )
+        return _loops.bin_pulls(image, variance, mask, bad_bits, bin_size, _PIXEL_CLIP)
+
+    sums, numbers = zip(*map_bands(add, masked_image.shape[0], height=bin_size * _ROWS_OF_BINS), strict=True)
+    return np.concatenate(sums), np.concatenate(numbers)
+
+
 def _flatten(sums: FloatArray, numbers: FloatArray) -> None:
     """Take the background off binned pulls and cut them, in place."""
     known = numbers > 0
@@ -220,7 +235,7 @@ def _flatten(sums: FloatArray, numbers: FloatArray) -> None:
         return
     means = np.zeros_like(sums)
     np.divide(sums, numbers, out=means, where=known)
-    means -= estimate_background(means, known, bin_size=_BACKGROUND_BINS).compute_image()
+    estimate_background(means, known, bin_size=_BACKGROUND_BINS).subtract_from(means)
     limit = _BIN_CLIP / np.sqrt(np.maximum(numbers, 1.0))
     sums[...] = numbers * np.clip(means, -limit, limit)
 

@@ -97,7 +97,7 @@ def keep_peaks(
     pixels: IntArray,
     bits: IntArray,
     is_peak: BoolArray,
-    detected: BoolArray,
+    detected: BoolArray | IntArray,
     *,
     threshold: float,
     bin_size: int,
@@ -111,7 +111,7 @@ def keep_peaks(
     pixels, bits, is_peak
         Flat indices of the pixels beyond the threshold, their polarity bits, and which are peaks.
     detected
-        Pixels that do not count for the background: the grown footprints.
+        Not zero on pixels that do not count for the background: the grown footprints.
     threshold
         What the image was thresholded at.
     bin_size
@@ -132,7 +132,7 @@ def keep_peaks(
     rows, columns = flat // levels.shape[1], flat % levels.shape[1]
     strength = np.abs(levels[rows, columns])
     above = strength - np.where(bits[candidates] == _loops.POSITIVE, 1.0, -1.0) * _local_background(
-        levels, ~detected & (levels != 0), rows, columns, bin_size
+        levels, detected, rows, columns, bin_size
     )
     order = np.lexsort((flat, -strength, island[candidates]))
     _, first = np.unique(island[candidates][order], return_index=True)
@@ -144,14 +144,16 @@ def keep_peaks(
 
 
 def _local_background(
-    levels: FloatArray, sky: BoolArray, rows: IntArray, columns: IntArray, bin_size: int
+    levels: FloatArray, detected: BoolArray | IntArray, rows: IntArray, columns: IntArray, bin_size: int
 ) -> FloatArray:
     """Return the background of `levels` at some pixels; only the bins about them are looked at."""
-    near = np.zeros_like(sky)
+    sky = np.zeros(levels.shape, dtype=bool)
+    found = False
     for row, column in set(zip((rows // bin_size).tolist(), (columns // bin_size).tolist(), strict=True)):
         y, x = max(0, (row - 1) * bin_size), max(0, (column - 1) * bin_size)
-        near[y : (row + 2) * bin_size, x : (column + 2) * bin_size] = True
-    near &= sky
-    if not near.any():
+        near = (slice(y, (row + 2) * bin_size), slice(x, (column + 2) * bin_size))
+        sky[near] = (detected[near] == 0) & (levels[near] != 0)
+        found |= bool(sky[near].any())
+    if not found:
         return np.zeros(len(rows))
-    return estimate_background(levels, near, bin_size=bin_size).compute_at(x=columns, y=rows)
+    return estimate_background(levels, sky, bin_size=bin_size).compute_at(x=columns, y=rows)

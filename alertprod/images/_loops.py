@@ -5,6 +5,9 @@ from numba import njit
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 
+_BLOCK = 32
+"""Values that are looked at together: of most of these blocks none is wanted."""
+
 
 @njit(cache=True, nogil=True)
 def find_usable(image: FloatArray, mask: IntArray, variance: FloatArray, bad_bits: int, usable: BoolArray) -> None:
@@ -17,7 +20,7 @@ def find_usable(image: FloatArray, mask: IntArray, variance: FloatArray, bad_bit
             usable[y, x] = ((mask[y, x] & bad_bits) == 0) & (value - value == 0) & (noise > 0) & (noise < np.inf)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def compute_pulls(image: FloatArray, variance: FloatArray, usable: BoolArray, pulls: FloatArray) -> None:
     """Write ``image / sqrt(variance)`` where a pixel is usable, NaN elsewhere."""
     ny, nx = image.shape
@@ -27,23 +30,40 @@ def compute_pulls(image: FloatArray, variance: FloatArray, usable: BoolArray, pu
 
 
 @njit(cache=True, nogil=True)
-def count_values(values: FloatArray, low: float, per_unit: float, counts: IntArray) -> None:
-    """Count finite values in the steps of a histogram; what lies beyond its ends is counted in the outer steps."""
-    last = counts.size - 1
-    for value in values:
-        if value - value == 0:
-            place = (value - low) * per_unit
-            counts[int(min(max(place, 0.0), last))] += 1
+def select_between(values: FloatArray, low: float, high: float, inside: FloatArray) -> tuple[int, int, int]:
+    """Copy the finite values from `low` to `high`; return how many are finite, how many below, how many were copied."""
+    n_finite, n_below, n_inside = 0, 0, 0
+    one, zero = np.int32(1), np.int32(0)
+    for start in range(0, values.size, _BLOCK):
+        part = values[start : start + _BLOCK]
+        # Counted in numbers as short as the values, by the processor's vectors.
+        finite, below, within = zero, zero, zero
+        for i in range(part.size):
+            value = part[i]
+            # A finite number less itself is zero; nothing else is.
+            is_finite = value - value == 0
+            finite += one if is_finite else zero
+            below += one if is_finite & (value < low) else zero
+            within += one if is_finite & (value >= low) & (value <= high) else zero
+        n_finite += finite
+        n_below += below
+        if within:
+            for i in range(part.size):
+                value = part[i]
+                if value - value == 0 and low <= value <= high:
+                    inside[n_inside] = value
+                    n_inside += 1
+    return n_finite, n_below, n_inside
 
 
 @njit(cache=True, nogil=True)
-def collect_values(values: FloatArray, low: float, per_unit: float, wanted: BoolArray, collected: FloatArray) -> None:
-    """Copy the finite values of the wanted steps of `count_values`, in their order."""
-    last = wanted.size - 1
-    n = 0
-    for value in values:
-        if value - value == 0:
-            place = (value - low) * per_unit
-            if wanted[int(min(max(place, 0.0), last))]:
-                collected[n] = value
-                n += 1
+def count_flags(mask: IntArray, known: int, counts: IntArray) -> None:
+    """Count the values of a mask, of which only the bits `known` are looked at; neighbours are mostly alike."""
+    value, n = np.int64(0), 0
+    for y in range(mask.shape[0]):
+        for x in range(mask.shape[1]):
+            if mask[y, x] & known != value:
+                counts[value] += n
+                value, n = mask[y, x] & known, 0
+            n += 1
+    counts[value] += n

@@ -149,7 +149,7 @@ def _subtract_background(task: "ImageDifferenceTask", exposure: Exposure, *, doS
         if not sky.any():
             return
         background = estimate_background(exposure.image, sky, bin_size=bin_size)
-        exposure.masked_image.image -= background.compute_image()
+        background.subtract_from(exposure.masked_image.image)
         rms = float(np.hypot(rms, background.level.std()))
     if doSmooth:
         task.metadata["diffimBackgroundRms"] = rms

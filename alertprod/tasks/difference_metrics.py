@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from alertprod._bands import map_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.errors import BadSubtraction
+from alertprod.images import _loops
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import MASK_PLANES, plane_bits
 from alertprod.images.masked_image import MaskedImage
@@ -37,8 +39,8 @@ _UNUSABLE_PLANES = ("NO_DATA", "BAD", "SAT", "EDGE", "CR")
 _ENOUGH_PIXELS = 1_000_000
 """A median over a million pixels is known to a part in a thousand; one over sixteen million takes a quarter second."""
 
-_ROWS_AT_ONCE = 256
-"""Rows of a mask that are counted at once: their bits as indices stay small."""
+_ROWS_AT_ONCE = 1024
+"""Rows of a mask that a thread counts at once, each time into a table of all values that there may be."""
 
 
 def compute_psf_sizes(science: Exposure, template: Exposure) -> dict[str, float]:
@@ -271,11 +273,15 @@ def _measure_discs(
 
 def _count_values(mask: IntArray) -> tuple[IntArray, IntArray]:
     """Return the values that occur in a mask, and how often: all counts of planes follow from these few numbers."""
-    totals = np.zeros(1 << (max(MASK_PLANES.values()) + 1), dtype=np.int64)
-    # Bits that are no plane's mean nothing here, whoever has set them.
-    known = np.int32(totals.size - 1)
-    for start in range(0, mask.shape[0], _ROWS_AT_ONCE):
-        totals += np.bincount((mask[start : start + _ROWS_AT_ONCE] & known).ravel(), minlength=totals.size)
+    n_values = 1 << (max(MASK_PLANES.values()) + 1)
+
+    def count(first: int, last: int) -> IntArray:
+        counts = np.zeros(n_values, dtype=np.int64)
+        # Bits that are no plane's mean nothing here, whoever has set them.
+        _loops.count_flags(mask[first:last], n_values - 1, counts)
+        return counts
+
+    totals = sum(map_bands(count, mask.shape[0], height=_ROWS_AT_ONCE), start=np.zeros(n_values, dtype=np.int64))
     values = np.flatnonzero(totals)
     return values, totals[values]
 

@@ -5,6 +5,8 @@ from typing import ClassVar
 import numpy as np
 from lsst.pex.config import Config, Field, FieldValidationError, ListField, RangeField
 
+from alertprod._bands import BAND
+from alertprod._typing import FloatArray
 from alertprod.detection.background import estimate_background
 from alertprod.detection.matched_filter import compute_significance, make_filter_kernel
 from alertprod.errors import BadSubtraction
@@ -14,6 +16,9 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.images.pulls import compute_pulls, compute_width
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.task import Task, timeMethod
+
+_ENOUGH_PIXELS = 1 << 22
+"""Of a large image, for the width of the significance: of these a thirtieth are independent."""
 
 
 class ScaleVarianceConfig(Config):
@@ -87,23 +92,44 @@ class ScaleVarianceTask(Task):
         return float(factor * correlation**2)
 
     def computeNoiseCorrelation(self, maskedImage: MaskedImage, psf: PointSpreadFunction) -> float:
-        """Return the width of the matched-filter significance off the sources; 1.0 where too few pixels count."""
-        bits = plane_bits(*self.config.maskPlanes)
-        good = maskedImage.usable(bits)
+        """Return the width of the matched-filter significance off the sources; 1.0 where too few pixels count.
+
+        Notes
+        -----
+        A part of a large image tells it to half a percent; only where that is half-way to maxNoiseCorrelation, or beyond,
+        is all of the image looked at.
+        """
         kernel = make_filter_kernel(psf)
-        if np.count_nonzero(good) < 2:
-            return 1.0
-        significance = compute_significance(maskedImage, kernel, bad_bits=bits)
-        significance[~good] = np.nan
-        return compute_width(significance)
+        step = max(1, maskedImage.image.size // _ENOUGH_PIXELS)
+        if step > 1:
+            width, n_good = self._measureCorrelation(maskedImage, kernel, step)
+            if 4 * n_good > _ENOUGH_PIXELS and width < 0.5 * (1.0 + self.config.maxNoiseCorrelation):
+                return width
+        width, n_good = self._measureCorrelation(maskedImage, kernel, 1)
+        return width if n_good > 1 else 1.0
+
+    def _measureCorrelation(self, maskedImage: MaskedImage, kernel: FloatArray, step: int) -> tuple[float, int]:
+        """Return the width of the significance in one of `step` bands of rows, and how many pixels count."""
+        bits = plane_bits(*self.config.maskPlanes)
+        pulls, n_good = [], 0
+        height = BAND if step > 1 else maskedImage.shape[0]
+        for first in range(0, maskedImage.shape[0], step * height):
+            band = slice(first, first + height)
+            rows = MaskedImage(maskedImage.image[band], maskedImage.mask[band], maskedImage.variance[band])
+            good = rows.usable(bits)
+            n_good += int(np.count_nonzero(good))
+            significance = compute_significance(rows, kernel, bad_bits=bits)
+            significance[~good] = np.nan
+            pulls.append(significance)
+        return compute_width(np.concatenate(pulls)), n_good
 
     def computeScaleFactor(self, maskedImage: MaskedImage) -> float:
         """Return (0.74 IQR)^2 of the pulls of the background-free pixels that count."""
         good = maskedImage.usable(plane_bits(*self.config.maskPlanes))
         if np.count_nonzero(good) < 2:
             return 1.0
-        background = estimate_background(maskedImage.image, good, bin_size=self.config.binSize).compute_image()
-        without = np.subtract(maskedImage.image, background, out=background)
+        without = maskedImage.image.copy()
+        estimate_background(without, good, bin_size=self.config.binSize).subtract_from(without)
         return compute_width(compute_pulls(without, maskedImage.variance, good)) ** 2
 
 

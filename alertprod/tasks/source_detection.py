@@ -117,5 +117,5 @@ class SourceDetectionTask(Task):
             self.log.warning("no pixel without a source: the background stays")
             return None
         background = estimate_background(exposure.image, sky, bin_size=self.config.backgroundBinSize)
-        exposure.masked_image.image -= background.compute_image()
+        background.subtract_from(exposure.masked_image.image)
         return background

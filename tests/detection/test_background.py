@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 
 from alertprod.detection import _loops
-from alertprod.detection.background import estimate_background
+from alertprod.detection.background import (
+    Background,
+    _interpolation_matrix,
+    _with_outer_slopes,
+    estimate_background,
+)
 
 
 def test_level_and_noise_of_a_flat_sky():
@@ -151,3 +156,42 @@ def test_a_sample_that_meets_masked_pixels_only_is_not_the_last_word():
     assert np.abs(level - 5.0).max() < 5.0 * 1.25 / np.sqrt(128 * 64)
     with pytest.raises(ValueError, match="no usable pixel"):
         estimate_background(image, np.zeros_like(usable), bin_size=128)
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 3, 9])
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_drawn_surface_equals_the_product_of_the_interpolation_matrices(n_bins, linear):
+    rng = np.random.default_rng(8)
+    bins = Background(
+        level=rng.normal(size=(n_bins, 4)), sigma=rng.uniform(1.0, 2.0, (n_bins, 4)),
+        row_centers=np.arange(n_bins) * 11.0 + 5.2, column_centers=np.arange(4) * 9.0 + 4.0,
+        shape=(11 * n_bins, 36), n_sampled=99.0,
+    )  # fmt: skip
+    rows, columns = (
+        _interpolation_matrix(centers, length, linear=linear)
+        for centers, length in ((bins.row_centers, 11 * n_bins), (bins.column_centers, 36))
+    )
+    expected = rows.astype(float) @ _with_outer_slopes(bins.level) @ columns.T.astype(float)
+    # Sums of a few dozen products in single precision.
+    np.testing.assert_allclose(bins.compute_image(linear=linear), expected, atol=3e-6)
+    image = np.ones(bins.shape, dtype=np.float32)
+    bins.subtract_from(image)
+    np.testing.assert_allclose(image, 1.0 - bins.compute_image(), atol=3e-7)
+    with pytest.raises(ValueError, match="shape"):
+        bins.subtract_from(image[1:])
+
+
+def test_bins_larger_than_the_sample_are_looked_at_on_a_grid():
+    image = np.arange(20.0 * 33.0, dtype=np.float32).reshape(20, 33)
+    usable = np.ones(image.shape, dtype=bool)
+    usable[4, 6], image[8, 18] = False, np.nan
+    edges = np.array([0, 15, 33])
+    samples = np.empty((2, 99), dtype=np.float32)
+    numbers = _loops.sample_bins(image, usable, 2, 20, edges, 60, samples)
+    for j, (start, stop) in enumerate(((0, 15), (15, 33))):
+        step = int(np.sqrt(18 * (stop - start) / 60))
+        expected = image[2:20:step, start:stop:step][usable[2:20:step, start:stop:step]]
+        expected = expected[np.isfinite(expected)]
+        assert numbers[j] == len(expected)
+        np.testing.assert_array_equal(np.sort(samples[j])[: len(expected)], np.sort(expected))
+        assert np.isinf(np.sort(samples[j])[len(expected) :]).all()

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage, stats
 from scipy.signal import correlate
 
-from alertprod.detection import _loops
+from alertprod.detection import _filter_loops, _loops
 from alertprod.detection.detect import DetectionConfig, _disk_half_widths, detect
 from alertprod.detection.matched_filter import _separate, compute_significance, make_filter_kernel
 from alertprod.images.mask import plane_bits
@@ -51,11 +51,13 @@ def test_filter_loop_equals_its_numpy_twin(make_image, psf):
     variances = np.where(usable, image.variance, 0.0)
     total = correlate(values, kernel_y.T.astype(float) @ kernel_x, mode="same", method="direct")
     noise = correlate(variances, np.outer(squared_y, squared_x).astype(float), mode="same", method="direct")
-    out = np.empty(image.shape, dtype=np.float32)
-    _loops.filter_significance(
-        image.image, image.variance, image.mask, plane_bits("BAD"), kernel_y, kernel_x, squared_y, squared_x, out
-    )
-    np.testing.assert_allclose(out, total / np.sqrt(noise), atol=2e-5)
+    planes = (image.image, image.variance, image.mask, plane_bits("BAD"), kernel_y, kernel_x, squared_y, squared_x)
+    whole, bands = np.empty((2, *image.shape), dtype=np.float32)
+    _filter_loops.filter_significance(*planes, 0, 40, whole)
+    np.testing.assert_allclose(whole, total / np.sqrt(noise), atol=2e-5)
+    for first, last in ((0, 3), (3, 30), (30, 40)):
+        _filter_loops.filter_significance(*planes, first, last, bands)
+    np.testing.assert_array_equal(bands, whole)
 
 
 def test_pure_noise_has_unit_significance_and_the_expected_rate_of_false_peaks(make_image, psf):
@@ -242,8 +244,10 @@ def test_detection_everywhere_ends_in_one_footprint(psf):
     assert footprints.area[0] == 64 * 64
 
 
-def test_labels_equal_those_of_scipy():
-    painted = (np.random.default_rng(1).random((60, 71)) < 0.35).astype(np.uint8)
+@pytest.mark.parametrize("share", [0.002, 0.35])
+def test_labels_equal_those_of_scipy(share):
+    painted = (np.random.default_rng(1).random((60, 171)) < share).astype(np.uint8)
+    painted[0, 170] = painted[1, 0] = 1
     pixels, component, count = _loops.label_pixels(painted, 1)
     labels, expected = ndimage.label(painted, structure=np.ones((3, 3)))
     assert count == expected
@@ -267,6 +271,26 @@ def test_peaks_equal_those_of_a_maximum_filter():
     largest = (significance == ndimage.maximum_filter(significance, 3, mode="nearest")) & (significance >= 0.5)
     smallest = (significance == ndimage.minimum_filter(significance, 3, mode="nearest")) & (significance <= -0.5)
     np.testing.assert_array_equal(pixels[is_peak], np.flatnonzero(largest | smallest))
+
+
+@pytest.mark.parametrize(("polarity", "n_sigma"), [(1, 0.5), (2, 0.5), (3, 0.5), (3, 3.5), (3, 9.0)])
+def test_pixels_beyond_the_threshold_equal_those_of_array_operations(polarity, n_sigma):
+    significance = np.random.default_rng(4).normal(size=(30, 201)).astype(np.float32)
+    significance[3, 7], significance[5, 200] = np.nan, n_sigma
+    pixels, bits = _loops.threshold_bits(significance, np.float32(n_sigma), polarity)
+    with np.errstate(invalid="ignore"):
+        expected = (1 * (significance >= n_sigma) + 2 * (significance <= -n_sigma)) & polarity
+    np.testing.assert_array_equal(pixels, np.flatnonzero(expected))
+    np.testing.assert_array_equal(bits, expected.reshape(-1)[pixels])
+
+
+def test_detected_planes_equal_those_of_array_operations():
+    rng = np.random.default_rng(5)
+    mask, painted = rng.integers(0, 16, (20, 30)).astype(np.int32), rng.integers(0, 4, (20, 30)).astype(np.uint8)
+    expected = (mask & ~6) | np.where(painted & 1, 2, 0) | np.where(painted & 2, 4, 0)
+    expected[15:] = mask[15:]
+    _loops.set_planes(mask, painted, 2, 4, 0, 15)
+    np.testing.assert_array_equal(mask, expected)
 
 
 def test_plateau_has_one_peak():

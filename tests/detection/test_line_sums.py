@@ -18,7 +18,7 @@ def offsets(height: int, t: int) -> list[int]:
     return half + [(t + 1) // 2 + column for column in half]
 
 
-@pytest.mark.parametrize(("n_rows", "height"), [(8, 8), (6, 8), (16, 16), (9, 16)])
+@pytest.mark.parametrize(("n_rows", "height"), [(8, 8), (6, 8), (16, 16), (9, 16), (61, 64)])
 def test_sums_are_those_of_every_digital_line(n_rows, height):
     n_columns = 11
     image = np.random.default_rng(1).normal(size=(n_rows, n_columns)).astype(np.float32)
@@ -26,7 +26,7 @@ def test_sums_are_those_of_every_digital_line(n_rows, height):
     padded[:n_rows, height:] = image
     wide = np.pad(image, ((0, height - n_rows), (height, height)))
     out = np.zeros((2, height, height + n_columns), dtype=np.float32)
-    loops.sum_lines(padded, n_rows, height, height // 2, out)
+    loops.sum_lines(padded, np.zeros_like(padded), n_rows, height, height // 2, out)
     for level, strip_height in enumerate((height // 2, height)):
         for strip in range(height // strip_height):
             first = strip * strip_height

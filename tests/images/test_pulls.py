@@ -15,6 +15,13 @@ def test_quantiles_are_those_of_a_full_sort(n, scale):
     assert compute_quantiles(values, fractions) == pytest.approx(expected, rel=1e-12, abs=1e-12 * scale)
 
 
+def test_quantiles_are_exact_where_a_sample_misleads():
+    # Every fourth value is sampled: of these none is above 0, of all of them three in four.
+    values = np.random.default_rng(1).random(1 << 22).astype(np.float32)
+    values[::4] *= -1.0
+    assert compute_quantiles(values, (0.25, 0.75)) == pytest.approx(np.quantile(values, (0.25, 0.75)), rel=1e-6)
+
+
 def test_quantiles_leave_out_what_is_not_finite():
     values = np.array([np.nan, 3.0, np.inf, 1.0, -np.inf, 2.0], dtype=np.float32)
     assert compute_quantiles(values, (0.0, 0.5, 1.0)) == [1.0, 2.0, 3.0]
@@ -61,3 +68,11 @@ def test_a_view_has_the_usable_pixels_of_the_whole():
     whole = MaskedImage(image, rng.integers(0, 4, image.shape).astype(np.int32), variance)
     part = MaskedImage(*(plane[3:20, 5:17] for plane in (whole.image, whole.mask, whole.variance)))
     np.testing.assert_array_equal(part.usable(1), whole.usable(1)[3:20, 5:17])
+
+
+def test_the_values_of_a_mask_are_counted_as_array_operations_do():
+    mask = np.repeat(np.random.default_rng(5).integers(0, 16, (20, 30)), 3, axis=1).astype(np.int32)
+    mask[3, 4] = -1
+    counts = np.zeros(8, dtype=np.int64)
+    _loops.count_flags(mask, 7, counts)
+    np.testing.assert_array_equal(counts, np.bincount((mask & 7).ravel(), minlength=8))

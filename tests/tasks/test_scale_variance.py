@@ -116,3 +116,22 @@ def test_pull_width_is_that_of_the_pixels_that_count():
     assert compute_pull_width(Exposure(masked_image=noise), planes=("SAT",)) == pytest.approx(2.0, rel=FACTOR_ERROR * 5)
     noise.mask[...] = plane_bits("SAT")
     assert np.isnan(compute_pull_width(Exposure(masked_image=noise), planes=("SAT",)))
+
+
+def test_a_part_of_a_large_image_tells_that_its_noise_is_white(monkeypatch):
+    monkeypatch.setattr("alertprod.tasks.scale_variance._ENOUGH_PIXELS", SIDE**2 // 4)
+    monkeypatch.setattr("alertprod.tasks.scale_variance.BAND", 16)
+    task, noise = make_task(), make_noise()
+    of_all = make_task()
+    monkeypatch.setattr(of_all, "config", make_task(maxNoiseCorrelation=0.9).config)
+    whole, part = of_all.computeNoiseCorrelation(noise, PSF), task.computeNoiseCorrelation(noise, PSF)
+    assert part != whole
+    # A filter of 4 pixels FWHM leaves one independent value in 4 pi sigma^2 = 36 pixels.
+    assert part == pytest.approx(whole, abs=5 * 1.17 / np.sqrt(SIDE**2 / 4 / 36))
+    # Correlated noise, and a sample that is masked, are looked at in full.
+    smooth = make_noise()
+    smooth.image[...] = ndimage.gaussian_filter(smooth.image, 1.0)
+    assert task.computeNoiseCorrelation(smooth, PSF) == of_all.computeNoiseCorrelation(smooth, PSF)
+    for first in range(0, SIDE, 64):
+        noise.mask[first : first + 16] = plane_bits("BAD")
+    assert task.computeNoiseCorrelation(noise, PSF) == of_all.computeNoiseCorrelation(noise, PSF)
