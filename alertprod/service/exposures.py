@@ -279,6 +279,7 @@ class Exposures:
             case Busy(owner, until_unix_s):
                 wait_s = min(max(until_unix_s - self._clock.unix_s(), 0.2), self._config.limits.lease_s)
                 job.not_before = self._clock.monotonic_s() + wait_s
+                job.problem = f"{owner} is at work on it"
                 log_of(job).info("somebody else's; waiting", owner=owner, wait_s=round(wait_s, 1))
             case Stored(row):
                 log_of(job).info("stored already: publishing the same bytes")

@@ -93,6 +93,7 @@ class Fates:
         limits = self._config.limits
         job.failures += 1
         job.attempts += 1
+        job.problem = f"{reason}: {problem}"
         pause_s = min(limits.retry_max_s, limits.retry_first_s * 2.0 ** min(job.failures - 1, 30))
         pause_s *= random.uniform(0.5, 1.5)  # daemons that failed together must not come back together
         job.not_before = self._clock.monotonic_s() + pause_s

@@ -55,6 +55,8 @@ class Job:
     """Of the job as a whole: what a dead letter says."""
     failures: int = 0
     """In a row, of this step: what back-off counts."""
+    problem: str = ""
+    """Why a step was put off the last time that one was: what a person who sees it wait asks."""
     condemned_by: Exception | None = None
     """What to give it up with, should the ledger say that nothing was stored."""
     condemned_text: str = ""

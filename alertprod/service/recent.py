@@ -28,6 +28,7 @@ class Recent:
                 "age_s": round(now - job.since, 3),
                 "attempts": job.attempts,
                 "waits_s": round(max(0.0, job.not_before - now), 3),
+                "problem": job.problem or None,
             }
             for job in jobs
         )

@@ -84,7 +84,9 @@ class DaemonStatus:
             if count:
                 found.append(f"{count:.0f} {text}")
         slow = [each for each in self.facts["inflight_exposures"] if each["age_s"] > OBJECTIVE_S]
-        found += [f"{_name(each)} has been in flight for {each['age_s']:.0f} s" for each in slow]
+        found += [
+            f"{_name(each)} has been in flight for {each['age_s']:.0f} s{_colon(each.get('problem'))}" for each in slow
+        ]
         if (late := self.share_in_time()) is not None and late < 0.98:
             found.append(f"only {late:.1%} of the alerts were in time since the daemon started")
         return found
@@ -112,10 +114,18 @@ def make_status_page(status: DaemonStatus, *, now_unix_s: float, n_last: int = 1
     wrong = (
         Group(*(Text(f"• {problem}", style="red") for problem in problems)) if problems else Text("nothing", "green")
     )
+    has_failed = any(each["outcome"] == "dead_lettered" for each in status.facts["last_exposures"])
     # What is wrong stands above the lists: a low terminal cuts off what is below.
     parts: list[RenderableType] = [
         _make_numbers(status, now_unix_s),
-        Panel(wrong, title="what is wrong", title_align="left", border_style="red" if problems else "green"),
+        Panel(
+            wrong,
+            title="what is wrong",
+            title_align="left",
+            subtitle="why in full: alertprod dead-letters ls" if has_failed else None,
+            subtitle_align="right",
+            border_style="red" if problems else "green",
+        ),
     ]
     if status.facts["inflight_exposures"]:
         parts.append(_make_inflight(status.facts["inflight_exposures"]))
@@ -154,12 +164,13 @@ def _make_inflight(jobs: Sequence[Mapping[str, Any]]) -> Table:
     )
     for name in ("exposure", "step", "age s", "tries", "waits s"):
         table.add_column(name, justify="left" if name in ("exposure", "step") else "right", no_wrap=True)
+    table.add_column(Text("why", no_wrap=True, overflow="ellipsis"))
     for job in jobs:
         style = "red" if job["age_s"] > OBJECTIVE_S else ""
         waits = f"{job['waits_s']:.0f}" if job["waits_s"] else ""
-        table.add_row(
-            _name(job), str(job["step"]), f"{job['age_s']:.1f}", str(job["attempts"] or ""), waits, style=style
-        )
+        why = Text(job.get("problem") or "", no_wrap=True, overflow="ellipsis")
+        cells = (_name(job), str(job["step"]), f"{job['age_s']:.1f}", str(job["attempts"] or ""), waits, why)
+        table.add_row(*cells, style=style)
     return table
 
 
@@ -208,6 +219,10 @@ def _name(each: Mapping[str, Any]) -> str:
         return str(each.get("event") or f"{each.get('topic')}[{each.get('partition')}]:{each.get('offset')}")
     band = f" {each['band']}" if each.get("band") else ""
     return f"{each['instrument']}/{each['visit']}/{each['detector']}{band}"
+
+
+def _colon(text: str | None) -> str:
+    return f": {text}" if text else ""
 
 
 def _quantile(values: Sequence[float], q: float) -> float | None:

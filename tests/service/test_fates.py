@@ -103,6 +103,7 @@ def test_what_may_work_later_is_tried_again_at_the_same_step(fates, make_job, er
     assert job.step is Step.WORK
     assert job.publication is None
     assert 50.5 <= job.not_before <= 51.5
+    assert job.problem == f"{error.reason()}: {error}"  # for whoever sees it wait
 
 
 def test_pauses_double_up_to_a_limit(fates, make_job):

@@ -45,8 +45,10 @@ def test_what_is_in_flight_says_its_step_and_age():
     lanes.add(lane)
     job = lanes.begin(lanes.get(lane), step=Step.WORK, received=None, received_unix_s=0.0, now=100.0)
     job.key = ExposureKey("Camera", 7, 2)
+    job.problem = "store_unavailable: database is locked"
     recent.set_inflight(lanes.jobs, now=104.5)
 
     (entry,) = recent.describe()["inflight_exposures"]
     assert (entry["visit"], entry["detector"], entry["age_s"]) == (7, 2, 4.5)
     assert entry["step"] == job.stage
+    assert entry["problem"] == "store_unavailable: database is locked"

@@ -67,6 +67,7 @@ def test_what_is_wrong_is_said(metrics):
         "age_s": 80.0,
         "attempts": 2,
         "waits_s": 0.0,
+        "problem": "image_not_yet_available: /data/9.fits: no such file (yet)",
     }
     failed = exposure(3, outcome="dead_lettered", reason="corrupt_image", latency_s=None, n_alerts=0)
     status = status_of(
@@ -77,12 +78,26 @@ def test_what_is_wrong_is_said(metrics):
         "the loop turned 31.0 s ago",
         "store: database is locked",
         "1 of the last exposures failed: corrupt_image",
-        "Camera/9/1 r has been in flight for 80 s",
+        "Camera/9/1 r has been in flight for 80 s: image_not_yet_available: /data/9.fits: no such file (yet)",
         "only 50.0% of the alerts were in time since the daemon started",
     ]
     text = text_of(status)
     assert "corrupt_image" in text
+    assert "alertprod dead-letters ls" in text
     assert "wedged" in text
+
+
+def test_what_waits_says_why_within_eighty_columns(metrics):
+    waiting = {
+        "instrument": "Camera", "visit": 2026112200017, "detector": 0, "band": "r", "step": "work", "age_s": 5.0,
+        "attempts": 2, "waits_s": 3.0, "problem": "image_not_yet_available: /data/9.fits: no such file (yet)",
+    }  # fmt: skip
+    text = text_of(status_of(metrics, inflight=[waiting]), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    (line,) = (line for line in text.splitlines() if "Camera/2026112200017/0 r" in line)
+    assert "image_not" in line
+    assert "has been in flight" not in text  # it is not late yet
+    assert "alertprod dead-letters ls" not in text
 
 
 def test_a_daemon_without_work_is_fine():
