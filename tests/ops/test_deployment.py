@@ -113,6 +113,20 @@ def test_alertprod_understands_what_the_composition_and_the_manifests_tell_it(ma
         assert_understood(shlex.join(["alertprod", *words]))
 
 
+def test_what_is_asked_for_within_the_composition_is_a_service_of_it():
+    services = yaml.safe_load((OPS / "compose" / "compose.yaml").read_text())["services"]
+    kafka = load_config(OPS / "compose" / "alertprod.toml").kafka
+    source = yaml.safe_load((OPS / "grafana/provisioning/datasources/alertprod.yml").read_text())["datasources"][0]
+    prometheus = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text())
+    named = [kafka.bootstrap_servers, kafka.registry_url, source["url"]]
+    for part in (*prometheus["scrape_configs"], *prometheus["alerting"]["alertmanagers"]):
+        named += [target for each in part["static_configs"] for target in each["targets"]]
+    assert len(named) == 5
+    listens = {"kafka:9092", "registry:8081", "prometheus:9090", "alertmanager:9093", "alertprod:9117"}
+    assert {name.removeprefix("http://") for name in named} == listens
+    assert {name.partition(":")[0] for name in listens} <= set(services)
+
+
 def test_files_that_the_composition_mounts_are_there():
     compose = yaml.safe_load((OPS / "compose" / "compose.yaml").read_text())
     mounts = [volume for service in compose["services"].values() for volume in service.get("volumes", ())]
