@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -71,15 +72,35 @@ def read_bytes(uri: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     StoreUnavailable
         Raised if it cannot be read for another reason.
     CorruptImage
-        Raised if it is larger than `max_bytes`, or `uri` is of a kind nobody knows.
+        Raised if it is larger than `max_bytes`, no regular file, or `uri` is of a kind nobody knows.
     """
     with translated_errors(uri):
         filesystem, path = fsspec.core.url_to_fs(uri)
+        if isinstance(filesystem, LocalFileSystem):
+            require_regular_file(uri, path)
         with filesystem.open(path, "rb") as file:
             data = bytes(file.read(max_bytes + 1))
     if len(data) > max_bytes:
         raise CorruptImage(uri, "file", f"more than {max_bytes} bytes")
     return data
+
+
+def require_regular_file(uri: str, path: str) -> None:
+    """Refuse what is there and is no file of bytes: a pipe would be waited for, a device read without end.
+
+    Raises
+    ------
+    CorruptImage
+        Raised if it is something else; what is not there is let through.
+    StoreUnavailable
+        Raised if nobody may look.
+    """
+    with translated_errors(uri):
+        kind = Path(path)
+        if kind.is_dir():
+            raise CorruptImage(uri, "file", "a folder")
+        if kind.exists() and not kind.is_file():
+            raise CorruptImage(uri, "file", "no regular file")
 
 
 def stamp_file(uri: str) -> FileStamp:

@@ -1,14 +1,12 @@
 """Exposures by URI."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
-from alertprod.errors import CorruptImage
 from alertprod.images.exposure import Exposure
 from alertprod.images.fits_io import load_exposure
 from alertprod.images.profile import InstrumentProfile
-from alertprod.store.files import FileStamp, local_path, read_bytes, stamp_file
+from alertprod.store.files import FileStamp, local_path, read_bytes, require_regular_file, stamp_file
 
 
 class ImageSource(Protocol):
@@ -56,8 +54,8 @@ class ImageStore:
         if source is not None:
             return source.load(uri, profile)
         path = local_path(uri)
-        if path is not None and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-            raise CorruptImage(uri, "file", "no regular file")
+        if path is not None:
+            require_regular_file(uri, path)
         return load_exposure(read_bytes(uri) if path is None else path, profile, name=uri)
 
     def stamp(self, uri: str) -> FileStamp:

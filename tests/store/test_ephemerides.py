@@ -1,4 +1,6 @@
+import gzip
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +115,24 @@ def test_a_missing_column_is_named(tmp_path, missing):
     columns = {name: values for name, values in NEEDED.items() if name != missing}
     with pytest.raises(EphemeridesUnavailable, match=f"there is no column {missing}"):
         load_ephemerides(write(tmp_path, columns))
+
+
+def test_a_table_that_is_huge_when_it_is_decompressed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("alertprod.store.ephemerides._MAX_BYTES", 1 << 20)
+    path = tmp_path / "bodies.fits.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 24)))
+    with pytest.raises(EphemeridesUnavailable, match="more than 1048576 bytes, decompressed"):
+        load_ephemerides(str(path))
+    columns = {name: values * 500 for name, values in NEEDED.items()}
+    monkeypatch.setattr("alertprod.store.table_files._MAX_PARQUET_VALUES", 5999)
+    with pytest.raises(EphemeridesUnavailable, match="6000 values; 5999 are accepted"):
+        load_ephemerides(write(tmp_path, columns, "bodies.parquet"))
+
+
+def test_a_compressed_table_is_read(tmp_path):
+    path = tmp_path / "bodies.fits.gz"
+    path.write_bytes(gzip.compress(Path(write(tmp_path, NEEDED, "bodies.fits")).read_bytes()))
+    assert load_ephemerides(str(path)).predictions["designation"].tolist() == NEEDED["designation"]
 
 
 def test_what_is_no_table_is_said(tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import fsspec
 import pytest
 
@@ -37,6 +39,14 @@ def test_a_protocol_nobody_knows_is_bad_input(uri):
 def test_a_folder_is_bad_input(tmp_path):
     with pytest.raises(CorruptImage, match="folder"):
         read_bytes(str(tmp_path))
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for_and_a_device_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero"):
+        with pytest.raises(CorruptImage, match="no regular file"):
+            read_bytes(path)
 
 
 def test_a_file_beyond_the_limit_is_bad_input(tmp_path):
