@@ -126,9 +126,9 @@ class FootprintSet:
         flat = self.pixels[self.pixel_offsets[i] : self.pixel_offsets[i + 1]]
         return flat // self.shape[1], flat % self.shape[1]
 
-    def any_peak_on(self, flagged: BoolArray) -> BoolArray:
-        """Say of each footprint whether any of its peaks lies on a pixel set in `flagged`, shape of the image."""
-        return self._any_peak(flagged[self.peak_y, self.peak_x])
+    def any_peak_on(self, mask: IntArray, bits: int) -> BoolArray:
+        """Say of each footprint whether any of its peaks lies on a pixel of a mask, shape of the image, with these bits."""
+        return self._any_peak((mask[self.peak_y, self.peak_x] & bits) != 0)
 
     def select(self, rows: BoolArray | IntArray) -> "FootprintSet":
         """Return the footprints that a mask or indices pick, in the picked order."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement import _centroid_loops
@@ -106,7 +107,8 @@ def fit_centroids(
     covariance = np.full((n, 3), np.nan)
     radius = max(2.0, _RADIUS_SIGMA * sigma)
     sign = np.where(is_negative, -1.0, 1.0)
-    for part in chunks(n):
+
+    def measure(part: slice) -> None:
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
         kernels = draw_psfs(psf, x=stamps.column.astype(float), y=stamps.row.astype(float))
         dx, dy = x[part] - stamps.column, y[part] - stamps.row
@@ -148,6 +150,8 @@ def fit_centroids(
         out_y[part] = np.where(good, near_y, y[part])
         covariance[part] = np.where(good[:, None], part_covariance, np.nan)
         status[part] = part_status
+
+    map_threads(measure, chunks(n))
     flag = status != _centroid_loops.CONVERGED
     ny, nx = masked_image.shape
     near_edge = ~(

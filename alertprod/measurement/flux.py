@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.images.correlated_noise import CorrelatedNoise
 from alertprod.images.mask import plane_bits
@@ -102,7 +103,8 @@ def measure_psf_flux(
     n = len(x)
     flux, flux_err, chi2, area = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     n_data = np.empty(n, dtype=np.int64)
-    for part in chunks(n):
+
+    def measure(part: slice) -> None:
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
         if psf_images is None:
             on_image = stamps.usable.any(axis=(1, 2))
@@ -126,6 +128,8 @@ def measure_psf_flux(
             power = (weights**2).sum(axis=(1, 2))
             known = np.isfinite(variance) & (power > 0)
             flux_err[part][known] = np.sqrt(variance[known]) / power[known]
+
+    map_threads(measure, chunks(n))
     column, row = nearest_pixels(x, y)
     half, (ny, nx) = psf.size // 2, masked_image.shape
     flag_edge = (column < half) | (row < half) | (column + half >= nx) | (row + half >= ny)
@@ -183,7 +187,8 @@ def measure_aperture_flux(
     flux, flux_err = np.empty(n), np.empty(n)
     truncated, n_used = np.empty(n, dtype=np.bool_), np.empty(n, dtype=np.int64)
     column, row = nearest_pixels(x, y)
-    for part in chunks(n):
+
+    def measure(part: slice) -> None:
         _loops.sum_apertures(
             masked_image.image,
             masked_image.variance,
@@ -201,6 +206,8 @@ def measure_aperture_flux(
             truncated[part],
             n_used[part],
         )
+
+    map_threads(measure, chunks(n))
     return ApertureFluxes(flux=flux, flux_err=flux_err, flag=truncated | (n_used == 0), flag_truncated=truncated)
 
 
@@ -232,7 +239,8 @@ def measure_peak_likelihood(
     """
     x, y = np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float))
     flux, flux_err = np.empty(len(x)), np.empty(len(x))
-    for part in chunks(len(x)):
+
+    def measure(part: slice) -> None:
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
         finite = np.isfinite(x[part]) & np.isfinite(y[part])
         _loops.fit_peak_likelihoods(
@@ -245,4 +253,6 @@ def measure_peak_likelihood(
             flux[part],
             flux_err[part],
         )
+
+    map_threads(measure, chunks(len(x)))
     return PeakLikelihoodFluxes(flux=flux, flux_err=flux_err, flag=~np.isfinite(flux))

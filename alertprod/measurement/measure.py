@@ -157,7 +157,7 @@ def measure_dia_sources(
         msg = "the difference has no PSF to measure with"
         raise ValueError(msg)
     ids = np.array([id_factory() for _ in range(len(footprints))], dtype=np.int64)
-    rejected = footprints.any_peak_on((difference.mask & plane_bits(*config.rejected_peak_planes)) != 0)
+    rejected = footprints.any_peak_on(difference.mask, plane_bits(*config.rejected_peak_planes))
     footprints, ids = footprints.select(~rejected), ids[~rejected]
 
     bad_planes = plane_bits(*config.excluded_planes)

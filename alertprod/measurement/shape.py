@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement import _shape_loops
@@ -96,7 +97,8 @@ def measure_shapes(
     moments, psf_moments, center = np.full((n, 3), np.nan), np.full((n, 3), np.nan), np.full((n, 2), np.nan)
     flux, flux_err = np.full(n, np.nan), np.full(n, np.nan)
     ok, no_pixels = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
-    for part in chunks(n):
+
+    def measure(part: slice) -> None:
         stamps = cut_stamps(masked_image, x=x[part], y=y[part], size=psf.size, bad_planes=bad_planes)
         images = draw_psfs(psf, x=x[part], y=y[part]) if psf_images is None else psf_images[part]
         dx, dy = x[part] - stamps.column, y[part] - stamps.row
@@ -132,6 +134,8 @@ def measure_shapes(
         )
         ok[part] = part_ok
         no_pixels[part] = ~stamps.usable.any(axis=(1, 2))
+
+    map_threads(measure, chunks(n))
     return Shapes(
         ixx=moments[:, 0],
         iyy=moments[:, 1],

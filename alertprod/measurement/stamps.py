@@ -10,8 +10,8 @@ from alertprod.images.masked_image import MaskedImage
 from alertprod.measurement import _loops
 from alertprod.psf.model import PointSpreadFunction
 
-CHUNK = 256
-"""Sources measured at once: stamps of 41 pixels then take 20 MB, however many sources there are."""
+CHUNK = 64
+"""Sources that a thread measures at once: stamps of 41 pixels then take 5 MB, however many sources there are."""
 
 _OUTSIDE = -(1 << 30)
 """Whole pixel that stands for a position that is not finite: off any image."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection.footprints import FootprintSet
@@ -179,7 +180,8 @@ def fit_trails(
     candidates = ~footprints.is_sky if skipped is None else ~(footprints.is_sky | skipped)
     by_shape = candidates & find_elongated(shapes, config)
     by_footprint = candidates & ~by_shape & (shapes.flag | (sides > psf.size))
-    for i in np.flatnonzero(by_shape | by_footprint).tolist():
+
+    def fit(i: int) -> None:
         box = footprints.box(i).grown(config.border).intersection(masked_image.box)
         cutout = masked_image.cutout(box)
         usable = cutout.usable(bad_planes) & ~_other_footprints(footprints, i, box)
@@ -187,10 +189,10 @@ def fit_trails(
         sign = -1.0 if is_negative[i] else 1.0
         start = _start_from_shape(shapes, i) if by_shape[i] else _start_from_footprint(values, usable, sign, box)
         if start is None:
-            continue
+            return
         if sides[i] > config.max_side:
             flags["flag"][i] = flags["flag_suspect_long_trail"][i] = True
-            continue
+            return
         flags["flag_shape"][i] = shapes.flag[i]
         n_data[i] = int(usable.sum())
         converged, p, covariance, chi2, point_chi2 = _fit(
@@ -210,7 +212,7 @@ def fit_trails(
         flags["flag_point_like"][i] = point_chi2 - chi2 < config.min_delta_chi2
         flags["flag"][i] = any(flags[name][i] for name in _FAILURES)
         if flags["flag"][i]:
-            continue
+            return
         turn = 1.0 if p[3] >= 0.0 else -1.0
         floats["x"][i], floats["y"][i] = p[1], p[2]
         floats["vector_x"][i], floats["vector_y"][i] = turn * p[3], turn * p[4]
@@ -223,6 +225,8 @@ def fit_trails(
         )
         flags["flag_edge"][i] = flags["flag_off_image"][i] or _touches_edge(masked_image.mask, p)
         flags["flag_suspect_long_trail"][i] = 2.0 * np.hypot(p[3], p[4]) > _SUSPECT_SIGMA * footprints.sigma
+
+    map_threads(fit, np.flatnonzero(by_shape | by_footprint).tolist())
     return Trails(**floats, **covariances, **flags, n_data=n_data)
 
 

@@ -59,16 +59,17 @@ def test_selection_keeps_pixels_and_peaks_together():
 
 
 def test_any_peak_on_looks_at_every_peak():
-    flagged = np.zeros((4, 5), dtype=bool)
-    flagged[1, 2] = True
-    assert three_footprints().any_peak_on(flagged).tolist() == [False, True]
+    mask = np.full((4, 5), 1, dtype=np.int32)
+    mask[1, 2] = 6
+    assert three_footprints().any_peak_on(mask, 2).tolist() == [False, True]
+    assert three_footprints().any_peak_on(mask, 8).tolist() == [False, False]
 
 
 def test_empty_set_answers_everything():
     empty = three_footprints().select(np.zeros(0, dtype=int))
     assert len(empty) == 0
     assert empty.is_negative.shape == empty.has_both_signs.shape == empty.x.shape == (0,)
-    assert empty.any_peak_on(np.zeros((4, 5), dtype=bool)).shape == (0,)
+    assert empty.any_peak_on(np.zeros((4, 5), dtype=np.int32), 1).shape == (0,)
     assert not empty.compute_labels().any()
 
 
