@@ -76,6 +76,12 @@ def send(
     if watch is not None:
         if dry_run:
             raise typer.BadParameter("--watch sends; it has no --dry-run")
+        try:
+            _find_instrument(
+                loaded, instrument
+            )  # or else every file would be called useless, and never looked at again
+        except InvalidEvent as error:
+            raise typer.BadParameter(error.problem, param_hint="--instrument") from error
         _watch(watch, loaded, instrument, uris, replay, max(interval_s, 0.1), settle_s, journal, tuple(pattern or ()))
         return
     n_bad = 0
@@ -186,6 +192,20 @@ def _read_events(
         yield event.model_copy(update={"replay": True}) if replay else event
 
 
+def _find_instrument(config: "DaemonConfig", instrument: str | None) -> str:
+    """Return the name of the images' instrument: the one that was asked for, or the only one there is."""
+    known = ", ".join(config.instruments) or "none"
+    if instrument is None and len(config.instruments) == 1:
+        return next(iter(config.instruments))
+    if instrument is None:
+        raise InvalidEvent(
+            "instrument", f"{len(config.instruments)} are configured; --instrument takes one of: {known}"
+        )
+    if instrument not in config.instruments:
+        raise InvalidEvent("instrument", f"{instrument!r} is not configured; --instrument takes one of: {known}")
+    return instrument
+
+
 def _make_event(
     path: Path, config: "DaemonConfig", instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
 ) -> "VisitReady":
@@ -195,10 +215,7 @@ def _make_event(
     from alertprod.service.clock import Clock
     from alertprod.stream.messages import decode_visit_ready
 
-    name = instrument or (next(iter(config.instruments)) if len(config.instruments) == 1 else None)
-    if name is None or name not in config.instruments:
-        known = ", ".join(config.instruments) or "none"
-        raise InvalidEvent("instrument", f"{name!r} is not configured; --instrument takes one of: {known}")
+    name = _find_instrument(config, instrument)
     header = read_facts(path, load_profile(config.instruments[name].profile))
     info = header.info
     close = info.shutter_close_mjd_tai

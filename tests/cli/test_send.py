@@ -79,6 +79,18 @@ def test_an_instrument_must_be_configured(alertprod, write_config, exposure):
     assert "--instrument takes one of: simcam, Other" in alertprod("send", exposure, "-c", two, "--dry-run").words
 
 
+def test_a_watched_folder_is_left_alone_where_nobody_knows_whose_images_it_holds(
+    alertprod, write_config, exposure, tmp_path
+):
+    (tmp_path / "in").mkdir()
+    two = write_config("[instruments.Other]\nprofile = 'saao'")
+    for options in ([], ["--instrument", "Third"]):
+        ran = alertprod("send", "--watch", tmp_path / "in", "-c", two, *options)
+        assert ran.status == 2
+        assert "--instrument takes one of: simcam, Other" in " ".join(ran.words.replace("│", " ").split())
+    assert list((tmp_path / "in").iterdir()) == []
+
+
 def test_a_header_that_lacks_what_an_event_needs_is_named(alertprod, write_config, small_night, exposure, tmp_path):
     profile = tmp_path / "camera.toml"
     lines = (small_night.directory / "profile.toml").read_text().splitlines()
