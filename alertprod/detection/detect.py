@@ -184,6 +184,24 @@ def detect_signs(
     )
 
 
+def mark_detected(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction | float,
+    *,
+    config: DetectionConfig | None = None,
+    smooth: bool = True,
+) -> None:
+    """Set the planes that `detect` sets with `set_planes`, and make no footprints.
+
+    Parameters
+    ----------
+    masked_image, psf, config, smooth
+        As for `detect`.
+    """
+    config = config or DetectionConfig()
+    _set_detected_planes(masked_image, _find_pixels(masked_image, psf, config, smooth=smooth).painted)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     """Pixels beyond the threshold, and where they grew to: what footprints are made of."""
@@ -239,15 +257,23 @@ class _Found:
         )
 
 
-def _find(
-    masked_image: MaskedImage,
-    psf: PointSpreadFunction | float,
-    config: DetectionConfig,
-    *,
-    smooth: bool,
-    set_planes: bool,
-) -> _Found:
-    """Threshold, grow and look for peaks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pixels:
+    """What is beyond the threshold: the filter and its image, what was compared, flat indices and signs, where they grew."""
+
+    sigma: float
+    kernel: FloatArray
+    significance: FloatArray
+    levels: FloatArray
+    pixels: IntArray
+    bits: IntArray
+    painted: IntArray
+
+
+def _find_pixels(
+    masked_image: MaskedImage, psf: PointSpreadFunction | float, config: DetectionConfig, *, smooth: bool
+) -> _Pixels:
+    """Filter, threshold and grow."""
     bad_bits = plane_bits(*config.excluded_planes)
     sigma = float(psf) if isinstance(psf, int | float) else psf.compute_sigma()
     if not (np.isfinite(sigma) and sigma > 0):
@@ -273,7 +299,30 @@ def _find(
         pixels, bits = pixels[kept], bits[kept]
     painted = np.zeros(masked_image.shape, dtype=np.uint8)
     _loops.paint_shapes(pixels, bits, _disk_half_widths(config.compute_growth(sigma)), painted)
+    return _Pixels(
+        sigma=sigma,
+        kernel=kernel,
+        significance=significance,
+        levels=levels,
+        pixels=pixels,
+        bits=bits,
+        painted=painted,
+    )
 
+
+def _find(
+    masked_image: MaskedImage,
+    psf: PointSpreadFunction | float,
+    config: DetectionConfig,
+    *,
+    smooth: bool,
+    set_planes: bool,
+) -> _Found:
+    """Threshold, grow and look for peaks."""
+    found = _find_pixels(masked_image, psf, config, smooth=smooth)
+    kernel, significance, levels = found.kernel, found.significance, found.levels
+    pixels, bits, painted = found.pixels, found.bits, found.painted
+    bad_bits = plane_bits(*config.excluded_planes)
     is_peak = _loops.find_peaks(levels, pixels, bits)
     if config.cull_peaks:
         is_peak = keep_peaks(
@@ -314,7 +363,7 @@ def _find(
         _set_detected_planes(masked_image, painted)
     return _Found(
         significance=significance,
-        sigma=float(sigma),
+        sigma=found.sigma,
         pixels=pixels,
         bits=bits,
         parts=parts,

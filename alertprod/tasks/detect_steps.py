@@ -144,7 +144,7 @@ def _subtract_background(task: "ImageDifferenceTask", exposure: Exposure, *, doS
     rms = 0.0
     for planes in (_UNUSABLE_PLANES, NOT_SKY_PLANES):
         if planes is NOT_SKY_PLANES:
-            task.detection.run(exposure, doSmooth=doSmooth, doMerge=False)
+            task.detection.mark(exposure, doSmooth=doSmooth)
         sky = exposure.masked_image.usable(plane_bits(*planes))
         if not sky.any():
             return

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 from lsst.pex.config import Field, RangeField
 
 from alertprod.detection.background import Background, estimate_background
-from alertprod.detection.detect import DetectionConfig, detect_signs
+from alertprod.detection.detect import DetectionConfig, detect_signs, mark_detected
 from alertprod.errors import TaskError
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
+from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.config_fields import make_config_class
 from alertprod.tasks.task import Struct, Task, timeMethod
 
@@ -82,12 +83,11 @@ class SourceDetectionTask(Task):
         TaskError
             Raised if the exposure has no PSF.
         """
-        if exposure.psf is None:
-            raise TaskError("the exposure has no psf to detect with")
+        psf = self._getPsf(exposure)
         settings: DetectionConfig = self.config.makeSettings(merge=doMerge)
         settings = replace(settings, threshold=settings.threshold * factor)
         found = detect_signs(
-            exposure.masked_image, exposure.psf, config=settings, smooth=doSmooth, set_planes=True, grow=growFootprint
+            exposure.masked_image, psf, config=settings, smooth=doSmooth, set_planes=True, grow=growFootprint
         )
         background = self._reEstimateBackground(exposure) if self.config.reEstimateBackground else None
         n_negative = int(found.sources.is_negative.sum())
@@ -108,6 +108,32 @@ class SourceDetectionTask(Task):
             factor=factor,
             background=background,
         )
+
+    def mark(self, exposure: Exposure, doSmooth: bool = True) -> None:
+        """Set the DETECTED planes of `exposure` as `run` does, where the sources themselves are not needed.
+
+        Parameters
+        ----------
+        exposure, doSmooth
+            As for `run`.
+
+        Raises
+        ------
+        TaskError
+            Raised if the exposure has no PSF.
+        """
+        if self.config.reEstimateBackground:
+            self.run(exposure, doSmooth=doSmooth, doMerge=False)
+            return
+        mark_detected(
+            exposure.masked_image, self._getPsf(exposure), config=self.config.makeSettings(merge=False), smooth=doSmooth
+        )
+
+    @staticmethod
+    def _getPsf(exposure: Exposure) -> PointSpreadFunction:
+        if exposure.psf is None:
+            raise TaskError("the exposure has no psf to detect with")
+        return exposure.psf
 
     def _reEstimateBackground(self, exposure: Exposure) -> Background | None:
         """Take a background off in place; None, and nothing done, where no pixel is free of sources."""

@@ -137,3 +137,23 @@ def test_names_and_defaults_are_the_reference_s():
         64,
         False,
     )
+
+
+@pytest.mark.parametrize("changes", [{}, {"minPixels": 10}, {"thresholdType": "stdev"}, {"reEstimateBackground": True}])
+@pytest.mark.parametrize("doSmooth", [True, False])
+def test_marking_sets_the_planes_that_detecting_sets(changes, doSmooth):
+    task = SourceDetectionTask(SourceDetectionConfig(**changes))
+    marked, detected = (make_difference(((20, 20, 300.0), (50, 30, -600.0), (60, 60, 900.0))) for _ in range(2))
+    marked.mask[0, 0] = plane_bits("DETECTED")
+    task.mark(marked, doSmooth=doSmooth)
+    found = task.run(detected, doSmooth=doSmooth, doMerge=False)
+    assert len(found.sources) > 0
+    np.testing.assert_array_equal(marked.mask, detected.mask)
+    np.testing.assert_array_equal(marked.image, detected.image)
+
+
+def test_marking_needs_a_psf():
+    difference = make_difference()
+    difference.psf = None
+    with pytest.raises(TaskError, match="psf"):
+        SourceDetectionTask().mark(difference)
