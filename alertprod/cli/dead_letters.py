@@ -1,13 +1,15 @@
 """``alertprod dead-letters``: events that were given up, why, and another chance for them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from alertprod.cli.config import ConfigOption, JsonOption
 from alertprod.cli.console import err, out, print_json
@@ -68,19 +70,26 @@ def ls(
         for letter in letters:
             print_json(_facts(letter, states))
         return
-    table = Table("letter", "sent", "exposure", "reason", "stage", "tries", "now", "message")
+    out.print(_make_list(letters, states))
+    err.print(f"{len(letters)} dead letters on {loaded.topics.dead_letters}", markup=False)
+
+
+def _make_list(letters: Iterable[_Letter], states: "Mapping[ExposureKey, LedgerState]") -> Table:
+    """Return the table of dead letters, two lines each and more where a message is long: readable on 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("letter", "exposure, sent (UTC)", "now"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("reason, message", overflow="fold")
     for letter in letters:
         told, key = letter.told, letter.exposure
         if told is None:
-            table.add_row(letter.place, "", "", "(not a dead letter)", "", "", "", "")
+            table.add_row(letter.place, "", "", "(not a dead letter)")
             continue
         sent = datetime.fromtimestamp(told.sent_at_ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
         state = "" if key is None else str(states.get(key, "unknown"))
-        table.add_row(
-            letter.place, sent, str(key or ""), told.reason, told.stage, str(told.attempts), state, told.message[:100]
-        )
-    out.print(table)
-    err.print(f"{len(letters)} dead letters on {loaded.topics.dead_letters}", markup=False)
+        why = Text.assemble((told.reason, "bold"), f" at {told.stage}\n", told.message[:200])
+        table.add_row(letter.place, Text(f"{key or 'no exposure'}\n{sent}"), state, why)
+    return table
 
 
 @app.command("show")
