@@ -5,6 +5,7 @@ stamps' equations are kept in the whole basis too, so that a new star changes th
 """
 
 import numpy as np
+from scipy.optimize import brentq
 
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.errors import BadSubtraction, InsufficientKernelSources
@@ -25,18 +26,17 @@ divided by a sum near zero is not a shape."""
 _STARS_PER_TERM = 2
 """Stars for each spatial term at the least."""
 
-_STARS_FOR_ORDER = 250
-"""Stars that decide the order, up to twice as many: enough to see what matters, and quick."""
-
-_CLEARLY = 0.005
-"""Smallest relative gain in the stars' mean squared residual for which another order than the one asked for is taken."""
-
-_ROOM = 0.1
-"""What the mean squared residual of stars may be above that of their own kernels, relatively, before more than one higher
-order is tried: those have some thirty unknowns to follow the noise of several hundred pixels with."""
+_STARS_PER_CHOICE = 4
+"""The same where the order is chosen: fewer stars tell nothing about it."""
 
 _ODD_RMS = 3.0
-"""Stars whose residuals are this many times the median star's do not decide the order."""
+"""Stars whose residuals are beyond this many times the median star's do not decide the order."""
+
+_LEAST_SCATTER = 0.01
+"""Of the kernel sums of constant stars, each asked for with the one leading shape: the PSF that it is wrong for varies."""
+
+_MEDIAN = 0.67449
+"""Of the absolute value of a normal deviate."""
 
 
 class KernelClipping:
@@ -197,12 +197,20 @@ class KernelClipping:
         )
 
     def _odd_kernel_sums(self) -> BoolArray:
-        """Say whose kernel sum is off, given its error and the scatter of the half of the stars with small errors."""
+        """Say whose kernel sum is off, given its error and what scatter the errors leave unexplained.
+
+        Notes
+        -----
+        About a median weighted by those errors, of every star: where stars are few, several of the brightest may vary,
+        and the many faint ones tell that those are odd.
+        """
         sums, errors = self.equations.own_sum, self.equations.own_sum_error
-        good = errors <= np.median(errors)
-        centre = np.median(sums[good])
-        scatter = 1.4826 * np.median(np.abs(sums[good] - centre))
-        odd: BoolArray = np.abs(sums - centre) > self._config.max_ksum_sigma * np.hypot(errors, scatter)
+        centre = float(np.median(sums))
+        weights = 1.0 / np.hypot(errors, _estimate_scatter(sums - centre, errors))
+        order = np.argsort(sums)
+        centre = float(sums[order][np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())])
+        spread = np.hypot(errors, _estimate_scatter(sums - centre, errors))
+        odd: BoolArray = np.abs(sums - centre) > self._config.max_ksum_sigma * spread
         return odd if len(sums) > 2 else np.zeros(len(sums), dtype=bool)
 
     def _outside_spatial(self, solution: SpatialSolution, orders: tuple[int, int]) -> BoolArray:
@@ -250,15 +258,11 @@ class KernelClipping:
         if n < self._config.min_kernel_sources:
             raise InsufficientKernelSources(n, self._config.min_kernel_sources)
 
-    def _orders(self) -> tuple[int, int]:
-        """Return the orders that are asked for, lowered where stars are few: half as many terms as stars."""
-        n = len(self.equations)
-        kernel, background = self._config.spatial_kernel_order, self._config.spatial_bg_order
-        while kernel > 0 and _STARS_PER_TERM * count_terms(kernel) > n:
-            kernel -= 1
-        while background > 0 and _STARS_PER_TERM * count_terms(background) > n:
-            background -= 1
-        return kernel, background
+    def _bearable(self, order: int, stars_per_term: int) -> int:
+        """Return the order, or the highest below it for whose terms there are that many stars each."""
+        while order > 0 and stars_per_term * count_terms(order) > len(self.equations):
+            order -= 1
+        return order
 
     def _terms(self, equations: StampEquations, orders: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
         x, y = equations.x, equations.y
@@ -270,15 +274,46 @@ class KernelClipping:
         return kernel_terms, local_background_terms(orders[1], self._box, x=x, y=y, side=side, model=model)
 
     def _solve(self) -> tuple[SpatialSolution, tuple[int, int]]:
-        orders = self._orders()
-        if self._config.max_spatial_kernel_order > 0:
-            orders = self._choose_order(*orders), orders[1]
-        return self._solve_at(self.equations, orders), orders
+        """Solve at the orders that are asked for, or at the kernel's best; lowered where stars are few."""
+        config = self._config
+        background = self._bearable(config.spatial_bg_order, _STARS_PER_TERM)
+        if config.max_spatial_kernel_order == 0:
+            orders = self._bearable(config.spatial_kernel_order, _STARS_PER_TERM), background
+            return self._solve_at(orders), orders
+        highest = self._bearable(max(config.spatial_kernel_order, config.max_spatial_kernel_order), _STARS_PER_CHOICE)
+        solutions = [self._solve_at((order, background)) for order in range(highest + 1)]
+        best = int(np.argmin([self._predict_error(s, (order, background)) for order, s in enumerate(solutions)]))
+        return solutions[best], (best, background)
 
-    def _solve_at(self, equations: StampEquations, orders: tuple[int, int]) -> SpatialSolution:
-        kernel_terms, background_terms = self._terms(equations, orders)
+    def _predict_error(self, solution: SpatialSolution, orders: tuple[int, int]) -> float:
+        """Return the mean squared residual, in units of the noise, that the stars would have in another exposure.
+
+        Notes
+        -----
+        Akaike's final prediction error (1970), ``S (n + k) / (n - k)`` for a mean square S, n data and k unknowns, apart
+        for the two things that the residuals are made of. Noise, as much as stars' own kernels leave, comes anew in every
+        pixel. What is beyond it is each star's departure from a kernel that varies smoothly: as many data as stars, and
+        a coefficient's spatial terms for unknowns; if pixels were counted here too, ever higher orders would follow
+        single stars. Clipped at `_ODD_RMS` times the median star's, since a variable star tells nothing of the kernel,
+        and about each star's own sky: the order is the kernel's alone.
+        """
+        equations = self.equations
+        coefficients = solution.evaluate(*self._terms(equations, orders))
+        if self._config.fit_for_background:
+            coefficients = equations.with_own_sky(coefficients)
+        squares = equations.measure_residuals(coefficients)[1] ** 2
+        mean = float(np.minimum(squares, _ODD_RMS**2 * np.median(squares)).mean())
+        n_own = equations.vector.shape[1]
+        own = float(np.median(equations.own_rms**2 * equations.n_tested / np.maximum(equations.n_tested - n_own, 1.0)))
+        noise = min(own, mean)
+        n_terms = count_terms(orders[0])
+        scatter = (mean - noise) * _inflation(len(equations), n_terms)
+        return noise * _inflation(equations.n_tested.sum(), len(self.basis) * n_terms) + scatter
+
+    def _solve_at(self, orders: tuple[int, int]) -> SpatialSolution:
+        kernel_terms, background_terms = self._terms(self.equations, orders)
         return solve_spatial(
-            equations,
+            self.equations,
             kernel_terms,
             background_terms,
             basis=self.basis,
@@ -287,48 +322,19 @@ class KernelClipping:
             use_prior=self._config.use_prior,
         )
 
-    def _choose_order(self, asked: int, background_order: int) -> int:
-        """Return the order of the kernel that does clearly best on stars it was not fitted to, else the one asked for.
 
-        Notes
-        -----
-        Lower orders are all tried, and the one above the asked one: a PSF that widens towards the corners is no better
-        followed by a plane than by a constant. Where that one does no better, and stars' own kernels leave about as much
-        as the asked order does, there is nothing for still higher ones to gain, and an order costs the cube of its
-        unknowns.
-        """
-        highest = max(self._config.spatial_kernel_order, self._config.max_spatial_kernel_order)
-        # Half of the stars must bear it.
-        n = len(self.equations)
-        orders = [p for p in range(highest + 1) if p == 0 or 2 * _STARS_PER_TERM * count_terms(p) <= n]
-        residuals = {asked: self._cross_validate((asked, background_order))}
-        is_enough = residuals[asked] < (1.0 + _ROOM) * float(np.median(self.equations.own_rms)) ** 2
-        for order in orders:
-            if order > asked + 1 and is_enough and residuals[order - 1] > residuals[asked]:
-                break
-            if order != asked:
-                residuals[order] = self._cross_validate((order, background_order))
-        best = min(residuals, key=lambda order: residuals[order])
-        return best if residuals[best] < (1.0 - _CLEARLY) * residuals[asked] else asked
+def _inflation(n_data: float, n_unknowns: int) -> float:
+    """Return what the mean square of new data is about a fit, in units of that of the data fitted."""
+    return (n_data + n_unknowns) / max(n_data - n_unknowns, 1.0)
 
-    def _cross_validate(self, orders: tuple[int, int]) -> float:
-        """Return the mean squared residual of either half of the stars about the kernel of the other half.
 
-        Notes
-        -----
-        In units of the noise, clipped at `_ODD_RMS` times the median star's: a variable star tells nothing about how
-        the kernel varies. About each star's own sky: the order is the kernel's alone.
-        """
-        n = len(self.equations)
-        equations = self.equations.select(np.arange(n) % max(1, n // _STARS_FOR_ORDER) == 0)
-        halves = np.arange(len(equations)) % 2 == 0
-        squares = []
-        for fitted in (halves, ~halves):
-            solution = self._solve_at(equations.select(fitted), orders)
-            others = equations.select(~fitted)
-            coefficients = solution.evaluate(*self._terms(others, orders))
-            if self._config.fit_for_background:
-                coefficients = others.with_own_sky(coefficients)
-            squares.append(others.measure_residuals(coefficients)[1] ** 2)
-        residuals = np.concatenate(squares)
-        return float(np.minimum(residuals, _ODD_RMS**2 * np.median(residuals)).mean())
+def _estimate_scatter(deviation: FloatArray, error: FloatArray) -> float:
+    """Return the scatter of kernel sums which, with their errors, explains the median deviation; `_LEAST_SCATTER` at least."""
+
+    def excess(scatter: float) -> float:
+        return float(np.median(np.abs(deviation) / np.hypot(error, scatter))) - _MEDIAN
+
+    if excess(_LEAST_SCATTER) <= 0:
+        return _LEAST_SCATTER
+    # With the upper end for the only error, the median is what it should be; errors beside it make it less.
+    return float(brentq(excess, _LEAST_SCATTER, np.median(np.abs(deviation)) / _MEDIAN))

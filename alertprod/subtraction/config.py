@@ -55,8 +55,8 @@ class MatchConfig:
     bare match's 2)."""
 
     max_spatial_kernel_order: int = 3
-    """The order is the one, from 0 to the larger of this and `spatial_kernel_order`, that does clearly best on stars that
-    it was not fitted to: a PSF that varies much is followed where the stars show it, and the noise of a few is not. 0 takes
+    """The order is the one, from 0 to the larger of this and `spatial_kernel_order`, that would leave least of the stars in
+    another exposure: a PSF that varies much is followed where the stars show it, and the noise of a few is not. 0 takes
     `spatial_kernel_order` as it is. Not in the reference."""
 
     spatial_bg_order: int = 2
