@@ -76,13 +76,15 @@ container-packages: $(VENV)/.installed-dev  ## Whether what the container image 
 
 TOOLS := $(CURDIR)/.cache/tools
 KEDA := github.com/kedacore/keda/v2@v2.17.0
-deployment-tools:  ## What checks the deployment and Go's proxy has (Go 1.22 or newer); without it those tests are skipped
+deployment-tools:  ## What checks the deployment, from Go's proxy (Go 1.22 or newer) and npm; without it those tests are skipped
 	GOBIN=$(TOOLS)/bin go install sigs.k8s.io/kustomize/kustomize/v5@v5.6.0
 	GOBIN=$(TOOLS)/go go install github.com/compose-spec/compose-go/v2/cmd@v2.6.0
 	cp $(TOOLS)/go/cmd $(TOOLS)/bin/compose-go
 	mkdir -p $(TOOLS)/keda
 	cp -f "$$(go mod download -json $(KEDA) | sed -n 's/.*"Dir": "\(.*\)",/\1/p')"/config/crd/bases/keda.sh_*.yaml $(TOOLS)/keda/
 	chmod u+w $(TOOLS)/keda/*
+	@if command -v npm >/dev/null; then npm install --prefix $(TOOLS)/grafana --no-audit --no-fund --ignore-scripts \
+	  @grafana/schema@11.6.0 typescript@5.5.4; else echo "no npm: the dashboard is not held against Grafana's types" >&2; fi
 
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff format .
