@@ -23,6 +23,7 @@ import psutil
 from alertprod.config import LogConfig, WorkersConfig, limited_threads
 from alertprod.errors import AlertprodError
 from alertprod.logs import bind_exposure, configure_logs, get_logger
+from alertprod.service.freed_memory import keep_freed_memory
 from alertprod.service.work import PipelineFactory, WorkOrder, WorkResult
 from alertprod.service.worker_server import CONTEXT
 from alertprod.store.ledger import ClaimLost
@@ -340,6 +341,7 @@ def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfi
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure_logs(log_config, process=name)
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     log = get_logger(__name__)
     try:

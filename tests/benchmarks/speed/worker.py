@@ -19,6 +19,7 @@ from benchmarks.speed.probes import Cost, PeakMemory, measured_stages
 
 from alertprod.config import load_config
 from alertprod.factory import WorkerPipeline
+from alertprod.service.freed_memory import keep_freed_memory
 from alertprod.service.pipeline import ExposurePipeline
 from alertprod.service.work import WorkOrder
 from alertprod.store.database import Database
@@ -94,6 +95,7 @@ def measure(case: Case) -> dict[str, Any]:
     database = Database(config.store.open_url())
     database.upgrade()
     ledger = Ledger(database)
+    keep_freed_memory()  # as a worker does
     pipeline = WorkerPipeline(config)()
     pipeline.warm_up()
     process = psutil.Process(os.getpid())
