@@ -24,6 +24,7 @@ from alertprod.config import LogConfig, WorkersConfig, limited_threads
 from alertprod.errors import AlertprodError
 from alertprod.logs import bind_exposure, configure_logs, get_logger
 from alertprod.service.freed_memory import keep_freed_memory
+from alertprod.service.memory import return_free_memory
 from alertprod.service.work import PipelineFactory, WorkOrder, WorkResult
 from alertprod.service.worker_server import CONTEXT
 from alertprod.store.ledger import ClaimLost
@@ -347,6 +348,7 @@ def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfi
     try:
         pipeline = factory()
         pipeline.warm_up()
+        return_free_memory()  # all that compiling took
     except Exception as error:  # noqa: BLE001 - the daemon logs it and decides
         expected = error if isinstance(error, AlertprodError) else None
         connection.send(StartFailed(expected, traceback.format_exc()))
@@ -373,6 +375,7 @@ def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfi
                 result = WorkResult(outcome="failed", traceback=traceback.format_exc())
             log.debug("order done", outcome=result.outcome, seconds=round(time.monotonic() - started, 3))
             _send_result(connection, result)
+            return_free_memory()
 
 
 def _send_result(connection: Connection, result: WorkResult) -> None:
