@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from alertprod._bands import row_bands
 from alertprod._typing import IntArray
 
 MASK_PLANES: Mapping[str, int] = {
@@ -38,6 +39,11 @@ def plane_bits(*names: str) -> int:
     for name in names:
         bits |= 1 << MASK_PLANES[name]
     return bits
+
+
+def count_set(mask: IntArray, bits: int) -> int:
+    """Return the number of pixels with any of the bits, a few rows at a time: no plane of answers is made."""
+    return sum(int(np.count_nonzero(mask[rows] & bits)) for rows in row_bands(len(mask)))
 
 
 def remap_planes(mask: IntArray, file_planes: Mapping[str, int]) -> tuple[IntArray, list[str]]:

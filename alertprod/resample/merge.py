@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import FloatArray
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import plane_bits
@@ -18,7 +19,7 @@ _BLOCK = 32
 """Pixels of a side of the blocks in which the PSF remembers who contributed: about the size of a PSF image."""
 
 
-def merge_tiles(tiles: Iterable[Exposure | WarpedTile]) -> Exposure:
+def merge_tiles(tiles: Iterable[Exposure | WarpedTile], *, n_threads: int = 1) -> Exposure:
     """Merge exposures of one grid into one.
 
     Parameters
@@ -27,6 +28,8 @@ def merge_tiles(tiles: Iterable[Exposure | WarpedTile]) -> Exposure:
         Warped tiles of one grid and one band, whole images or the boxes they cover; taken one after the other,
         so that a generator that warps them needs the memory of one. Pixels with NO_DATA, not finite, or without
         a positive finite variance do not count.
+    n_threads
+        Threads to share the rows.
 
     Returns
     -------
@@ -49,7 +52,7 @@ def merge_tiles(tiles: Iterable[Exposure | WarpedTile]) -> Exposure:
     sums: _Sums | None = None
     for tile in tiles:
         part = tile if isinstance(tile, WarpedTile) else WarpedTile(exposure=tile, box=tile.box, shape=tile.shape)
-        sums = _Sums(part) if sums is None else sums
+        sums = _Sums(part, n_threads) if sums is None else sums
         sums.add(part)
     if sums is None:
         msg = "no tiles to merge"
@@ -60,8 +63,9 @@ def merge_tiles(tiles: Iterable[Exposure | WarpedTile]) -> Exposure:
 class _Sums:
     """Weighted sums of the tiles so far; `first` gives shape, units and facts."""
 
-    def __init__(self, first: WarpedTile) -> None:
+    def __init__(self, first: WarpedTile, n_threads: int) -> None:
         self._first = first.exposure
+        self._n_threads = n_threads
         self._planes = MaskedImage(
             np.zeros(first.shape, dtype=np.float32),
             np.zeros(first.shape, dtype=np.int32),
@@ -86,20 +90,30 @@ class _Sums:
             msg = f"tiles of shape {tile.shape}, band {exposure.info.band} and shape {shape}, band {band} cannot be merged"
             raise ValueError(msg)
         blocks = np.zeros([-(-length // _BLOCK) for length in shape], dtype=np.float32)
-        accumulate_tile(
-            np.ascontiguousarray(exposure.image, dtype=np.float32),
-            np.ascontiguousarray(exposure.mask, dtype=np.int32),
-            np.ascontiguousarray(exposure.variance, dtype=np.float32),
-            exposure.photo_calib.njy_per_count / self._first.photo_calib.njy_per_count,
-            plane_bits("NO_DATA"),
-            self._planes.image,
-            self._planes.variance,
-            self._weight,
-            self._planes.mask,
-            tile.box.x_min,
-            tile.box.y_min,
-            _BLOCK,
-            blocks,
+        image, variance = (np.ascontiguousarray(p, dtype=np.float32) for p in (exposure.image, exposure.variance))
+        mask = np.ascontiguousarray(exposure.mask, dtype=np.int32)
+        scale = exposure.photo_calib.njy_per_count / self._first.photo_calib.njy_per_count
+
+        def accumulate(rows: slice) -> None:
+            accumulate_tile(
+                image[rows],
+                mask[rows],
+                variance[rows],
+                scale,
+                plane_bits("NO_DATA"),
+                self._planes.image,
+                self._planes.variance,
+                self._weight,
+                self._planes.mask,
+                tile.box.x_min,
+                tile.box.y_min + rows.start,
+                _BLOCK,
+                blocks,
+            )
+
+        # Bands of whole blocks: no two threads add to one.
+        map_threads(
+            accumulate, row_bands(len(image), height=2 * _BLOCK, first=tile.box.y_min), n_threads=self._n_threads
         )
         self._is_nominal |= exposure.photo_calib.is_nominal
         if blocks.any():
@@ -110,7 +124,13 @@ class _Sums:
     def finish(self) -> Exposure:
         """Return the means; the sums are gone then."""
         planes = self._planes
-        finish_merge(planes.image, planes.variance, self._weight, planes.mask, plane_bits("NO_DATA"))
+
+        def finish(rows: slice) -> None:
+            finish_merge(
+                planes.image[rows], planes.variance[rows], self._weight[rows], planes.mask[rows], plane_bits("NO_DATA")
+            )
+
+        map_threads(finish, row_bands(planes.shape[0]), n_threads=self._n_threads)
         return replace(
             self._first,
             masked_image=planes,

@@ -64,11 +64,13 @@ def compute_noise_kernel(mapping: PixelMapping, kernel: str) -> FloatArray | Non
     if smallest * _MAX_REACH > 2.0 * KERNEL_RADII[kernel]:
         reach = int(np.ceil(2.0 * KERNEL_RADII[kernel] / smallest))
     covariance = np.zeros((2 * reach + 1, 2 * reach + 1))
-    for dy in range(reach + 1):
-        for dx in range(-reach, reach + 1):
-            du, dv = jacobian @ np.array([dx, dy], dtype=float)
-            value = float(np.mean(_overlap(u, du, kernel) * _overlap(v, dv, kernel)))
-            covariance[reach + dy, reach + dx] = covariance[reach - dy, reach - dx] = value
+    dy, dx = (axis.ravel() for axis in np.mgrid[: reach + 1, -reach : reach + 1])
+    du, dv = jacobian @ np.stack([dx, dy]).astype(float)
+    # One of each pair of opposite lags, and none at which the kernels are apart.
+    near = (np.maximum(np.abs(du), np.abs(dv)) < 2 * KERNEL_RADII[kernel]) & ((dy > 0) | (dx >= 0))
+    dy, dx = dy[near], dx[near]
+    values = np.mean(_overlaps(u, du[near], kernel) * _overlaps(v, dv[near], kernel), axis=1)
+    covariance[reach + dy, reach + dx] = covariance[reach - dy, reach - dx] = values
     side = int(scipy.fft.next_fast_len(8 * reach + 1))
     padded = np.zeros((side, side))
     padded[: 2 * reach + 1, : 2 * reach + 1] = covariance
@@ -79,17 +81,19 @@ def compute_noise_kernel(mapping: PixelMapping, kernel: str) -> FloatArray | Non
     return result
 
 
-def _overlap(places: FloatArray, step: float, kernel: str) -> FloatArray:
-    """Return the sums of products of the weights along one axis at places and `step` further."""
-    radius = KERNEL_RADII[kernel]
-    if abs(step) >= 2 * radius:
-        return np.zeros(len(places))
-    first, second = np.floor(places), np.floor(places + step)
-    weights, shifted = (kernel_weights(at - whole, kernel) for at, whole in ((places, first), (places + step, second)))
+def _overlaps(places: FloatArray, steps: FloatArray, kernel: str) -> FloatArray:
+    """Return the sums of products of the weights along one axis at places and each of `steps` further: ``(steps, places)``."""
+    n_taps = 2 * KERNEL_RADII[kernel]
+    shifted = places + steps[:, None]
+    first, second = np.floor(places), np.floor(shifted)
+    weights = kernel_weights(places - first, kernel)
+    others = kernel_weights((shifted - second).ravel(), kernel).reshape(*shifted.shape, n_taps)
     lag = (second - first).astype(int)
-    taps = np.arange(2 * radius)
-    other = taps[None, :] - lag[:, None]
-    inside = (other >= 0) & (other < 2 * radius)
-    product = weights * np.take_along_axis(shifted, np.clip(other, 0, 2 * radius - 1), axis=1)
-    total: FloatArray = np.where(inside, product, 0.0).sum(axis=1)
+    total = np.zeros(shifted.shape)
+    # Where the one kernel reaches `distance` taps beyond the other.
+    for distance in range(-n_taps + 1, n_taps):
+        step, place = np.nonzero(lag == distance)
+        mine = slice(max(0, distance), n_taps + min(0, distance))
+        its = slice(max(0, -distance), n_taps - max(0, distance))
+        total[step, place] = (weights[place, mine] * others[step, place, its]).sum(axis=1)
     return total

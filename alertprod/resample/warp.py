@@ -4,13 +4,12 @@ The variance plane is the variance of each pixel by itself. Neighbours share sou
 noise of a warped image is correlated, and summing its variance over an area underestimates the noise there.
 """
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import FloatArray
 from alertprod.geometry.box import Box
 from alertprod.geometry.wcs import SkyWcs
@@ -81,11 +80,13 @@ def warp_masked_image(
     if kernel not in KERNEL_RADII:
         msg = f"kernel is {kernel!r}; one of {', '.join(KERNEL_RADII)} is needed"
         raise ValueError(msg)
-    result = MaskedImage.empty(mapping.shape)
     no_data = plane_bits("NO_DATA")
     window = _source_window(source, mapping, KERNEL_RADII[kernel])
     if window is None:
-        return result
+        return MaskedImage.empty(mapping.shape)
+    result = MaskedImage(
+        np.empty(mapping.shape, np.float32), np.empty(mapping.shape, np.int32), np.empty(mapping.shape, np.float32)
+    )
     rows, columns = window
     source = MaskedImage(source.image[window], source.mask[window], source.variance[window])
     shape = source.shape
@@ -97,10 +98,13 @@ def warp_masked_image(
     flags = np.empty(shape, dtype=np.int32)
     near = np.zeros(shape, dtype=np.uint8)
     planes = (_native(source.image, np.float32), _native(source.mask, np.int32), _native(source.variance, np.float32))
-    if prepare_source(*planes, no_data, image, variance, flags, 0, shape[0]):
-        map_near(flags, KERNEL_RADII[kernel], near)
+    table = _padded_table(kernel)
 
-    def fill(rows: tuple[int, int]) -> None:
+    def prepare(rows: slice) -> int:
+        return prepare_source(*planes, no_data, image, variance, flags, rows.start, rows.stop)
+
+    def fill(rows: slice) -> None:
+        result.image[rows], result.mask[rows], result.variance[rows] = np.nan, no_data, np.inf
         warp_rows(
             image,
             variance,
@@ -110,7 +114,7 @@ def warp_masked_image(
             y_nodes,
             area_nodes,
             mapping.step,
-            _padded_table(kernel),
+            table,
             2 * KERNEL_RADII[kernel],
             _LEAST_WEIGHT,
             _GREATEST_LOSS,
@@ -119,16 +123,13 @@ def warp_masked_image(
             result.image,
             result.mask,
             result.variance,
-            *rows,
+            rows.start,
+            rows.stop,
         )
 
-    bounds = np.linspace(0, mapping.shape[0], n_threads + 1).astype(int)
-    parts = [(int(start), int(stop)) for start, stop in itertools.pairwise(bounds)]
-    if n_threads == 1:
-        fill(parts[0])
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(fill, parts))
+    if any(map_threads(prepare, row_bands(shape[0]), n_threads=n_threads)):
+        map_near(flags, KERNEL_RADII[kernel], near)
+    map_threads(fill, row_bands(mapping.shape[0]), n_threads=n_threads)
     return result
 
 

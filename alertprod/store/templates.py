@@ -18,7 +18,7 @@ from alertprod.errors import (
 from alertprod.geometry.sphere import SphericalPolygon
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure
-from alertprod.images.mask import plane_bits
+from alertprod.images.mask import count_set, plane_bits
 from alertprod.images.photo_calib import PhotoCalib
 from alertprod.images.profile import InstrumentProfile
 from alertprod.resample.merge import merge_tiles
@@ -197,7 +197,7 @@ class TemplateStore:
 
         try:
             # It takes them one by one, so that the memory of one warped tile is enough.
-            exposure = _in_nanojansky(merge_tiles(warped_tiles()))
+            exposure = _in_nanojansky(merge_tiles(warped_tiles(), n_threads=self._n_threads))
         except ValueError as error:
             if uses or isinstance(error, AlertprodError):
                 raise
@@ -244,7 +244,8 @@ _COVERAGE_STRIDE = 4
 
 
 def _compute_coverage(exposure: Exposure, *, every: int = 1) -> float:
-    return float(np.mean((exposure.mask[::every, ::every] & plane_bits("NO_DATA")) == 0))
+    sampled = exposure.mask[::every, ::every]
+    return 1.0 - count_set(sampled, plane_bits("NO_DATA")) / sampled.size
 
 
 def _has_data(exposure: Exposure) -> bool:

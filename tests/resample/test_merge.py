@@ -158,3 +158,23 @@ def test_boxes_merge_as_whole_images_do(rng):
         np.testing.assert_array_equal(
             boxes.psf.compute_kernel_image(x=x, y=70.0), whole.psf.compute_kernel_image(x=x, y=70.0)
         )
+
+
+def test_the_merge_does_not_depend_on_the_number_of_threads(rng):
+    target = SkyWcs.from_tangent(ra_deg=10.0, dec_deg=0.0, x=110.0, y=90.0, scale_arcsec=0.2)
+    # Bands of 64 rows begin elsewhere in the second: within one of the first's blocks.
+    tiles = [
+        replace(make_tile(rng, columns=np.s_[:], psf=GaussianPsf(fwhm=3.0)), wcs=target.shifted(dx=-dx, dy=-dy))
+        for dx, dy in ((3.3, 20.0), (50.6, 47.5), (20.0, 110.1))
+    ]
+
+    def merge(n_threads):
+        return merge_tiles(
+            (warp_tile(tile, target, (200, 150), n_threads=n_threads) for tile in tiles), n_threads=n_threads
+        )
+
+    one, two = merge(1), merge(2)
+    for plane, other in ((one.image, two.image), (one.mask, two.mask), (one.variance, two.variance)):
+        np.testing.assert_array_equal(plane, other)
+    at = {"x": 75.0, "y": 80.0}
+    np.testing.assert_array_equal(one.psf.compute_kernel_image(**at), two.psf.compute_kernel_image(**at))
