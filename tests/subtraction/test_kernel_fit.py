@@ -96,6 +96,39 @@ def test_a_sky_that_no_polynomial_follows_costs_no_star_but_a_variable_one_goes(
     assert "spatial residuals" not in reasons
 
 
+def test_faint_stars_tell_that_most_of_the_brightest_vary(rng, make_field, make_psf):
+    field = make_field(rng, shape=(400, 400), n=16, flux=(3e3, 3e4))
+    bright = np.argsort(-field.flux)[:8]
+    changed = bright[[0, 2, 3, 5, 6]]
+    flux = field.flux.copy()
+    flux[changed] *= [1.05, 1.09, 1.13, 1.15, 1.2]
+    template = field.observe(make_psf(1.9), noise=0.5, rng=rng)
+    science = replace(field, flux=flux).observe(make_psf(2.4), noise=1.0, rng=rng, background=3.0)
+    found = fit((science, template, make_psf(2.4), make_psf(1.9), field), AlardLuptonConfig(**SMALL))
+    odd = np.flatnonzero(np.asarray(found.cell_set.reason) == "kernel sum")
+    assert set(odd) == set(changed)
+    assert found.kernel.kernel_sum() == pytest.approx(1.0, abs=0.005)
+
+
+def test_stars_that_each_have_a_psf_of_their_own_raise_no_order(rng, make_field, make_psf):
+    field = make_field(rng, shape=(500, 500), n=50, flux=(1e4, 1.1e4))
+    template = field.observe(make_psf(2.0), noise=0.1, rng=rng)
+    widths = np.where(np.arange(50) % 2, 2.38, 2.42)
+    drawn = sum(
+        replace(field, x=field.x[own], y=field.y[own], flux=field.flux[own]).draw(make_psf(width))
+        for width in (2.38, 2.42)
+        if (own := widths == width).any()
+    )
+    science = template.copy()
+    science.image[:] = drawn + rng.normal(0.0, 1.0, field.shape)
+    science.variance[:] = 1.0
+    config = AlardLuptonConfig(**SMALL, kernel_sum_clipping=False, spatial_kernel_clipping=False)
+    found = fit((science, template, make_psf(2.4), make_psf(2.0), field), config)
+    # Beyond the noise there is something to follow, were it smooth; ten terms follow a fifth of what 49 stars do by chance.
+    assert np.mean(found.residual_rms) > 1.05
+    assert found.kernel.order == 0
+
+
 # --- plain least squares ---------------------------------------------------------------------------------------------
 
 
