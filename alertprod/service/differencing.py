@@ -123,10 +123,13 @@ def _compute_figures(
         "template_fwhm_pixels": _fwhm(template),
     }
     if match is not None:
-        # The ratio of the photometric scales as calibrated: 1 where both zero points are right.
+        # The ratio of the photometric scales as calibrated: 1 where both zero points are right. Where one is nominal it is
+        # no figure of merit, and has another name: nobody is to be called for it.
         scale = science.photo_calib.njy_per_count / template.photo_calib.njy_per_count
+        is_nominal = science.photo_calib.is_nominal or template.photo_calib.is_nominal
+        ratio = match.kernel_sum * scale if match.convolved == "template" else scale / match.kernel_sum
         figures |= {
-            "kernel_sum": match.kernel_sum * scale if match.convolved == "template" else scale / match.kernel_sum,
+            "kernel_sum_nominal" if is_nominal else "kernel_sum": ratio,
             "residual_ratio": task.subtract.metadata["kernelResidualRms"],
             "n_kernel_sources": float(len(match.used)),
             "n_kernel_sources_rejected": float(len(match.rejected)),

@@ -115,6 +115,9 @@ def test_provenance_says_what_was_convolved_and_what_is_nominal(pair, difference
     nominal = replace(pair.template, photo_calib=PhotoCalib(1.0, is_nominal=True))
     made = difference(pair.science, nominal)
     assert made.difference.info.provenance["template_zero_point"] == "nominal"
+    # And the ratio of the scales is nothing to be judged by.
+    assert "kernel_sum" not in made.figures
+    assert made.figures["kernel_sum_nominal"] == pytest.approx(differenced.figures["kernel_sum"])
     assert "convolved" not in pair.science.info.provenance
 
 
