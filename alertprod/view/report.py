@@ -174,8 +174,11 @@ def _slowest(exposures: Sequence[ExposureFacts]) -> str:
         )
         longest = ", ".join(f"{name} {seconds:.2f}" for seconds, name in stages[:3])
         tries = f"{each.claims} claims" if each.claims > 1 else ""
-        rows.append((each.name, each.band, f"{each.latency_s:.1f}", each.n_alerts, longest, tries))
-    return _table(("exposure", "band", "#latency s", "#alerts", "longest stages, s", ""), rows)
+        waited = f"{each.waited_s:.1f}"
+        rows.append((each.name, each.band, f"{each.latency_s:.1f}", waited, each.n_alerts, longest, tries))
+    head = ("exposure", "band", "#latency s", "#shutter to claim s", "#alerts", "longest stages, s", "")
+    note = "Until an exposure is claimed it waits for its event, for the ones before it in its lane, or for a worker."
+    return f'{_table(head, rows)}<p class="soft">{note}</p>'
 
 
 def _quality(night: NightFacts) -> str:

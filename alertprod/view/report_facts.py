@@ -52,6 +52,11 @@ class ExposureFacts:
     figures: Mapping[str, float]
     counts: Mapping[str, int]
 
+    @property
+    def waited_s(self) -> float:
+        """From shutter close to the first claim; NaN where there is no latency."""
+        return self.latency_s - (self.ended_unix_s - self.claimed_unix_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:

@@ -129,6 +129,8 @@ def test_an_archive_that_is_sent_again_is_not_late():
     assert night.share_of_alerts_in_time() == 0.5
     assert night.latency_quantiles_s(1.0) == [pytest.approx(80.0, abs=1e-3)]
     assert [each.name for each in night.slowest(10)] == ["Camera/3/0", "Camera/1/0"]
+    # Made rows are claimed five seconds after their shutter closed, whatever came then.
+    assert [each.waited_s for each in night.slowest(10)] == pytest.approx([5.0, 5.0], abs=1e-3)
     page = page_of(night)
     assert "1 sent again more than a day after they were taken have none" in page
     assert "400000000" not in page
