@@ -96,12 +96,12 @@ def subtract_planes(
     background: FloatArray,
     cleared: int,
     no_data: int,
-) -> tuple[FloatArray, IntArray, FloatArray]:
+    out_image: FloatArray,
+    out_mask: IntArray,
+    out_variance: FloatArray,
+) -> None:
     """Subtract images and background, add variances, join masks; what is not finite becomes a pixel without data."""
     ny, nx = image.shape
-    out_image = np.empty((ny, nx), np.float32)
-    out_mask = np.empty((ny, nx), np.int32)
-    out_variance = np.empty((ny, nx), np.float32)
     for y in range(ny):
         for x in range(nx):
             value = image[y, x] - other_image[y, x] - background[y, x]
@@ -114,7 +114,6 @@ def subtract_planes(
             out_image[y, x] = value
             out_mask[y, x] = bits
             out_variance[y, x] = sum_variance
-    return out_image, out_mask, out_variance
 
 
 @njit(cache=True, nogil=True)

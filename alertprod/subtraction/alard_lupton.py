@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import FloatArray, IntArray
 from alertprod.errors import BadSubtraction
 from alertprod.images.mask import plane_bits
@@ -149,6 +150,7 @@ def match_images(
     -----
     The variance is that of each pixel; neighbours are correlated until `decorrelate` has run.
     """
+    config = config or AlardLuptonConfig()
     pair = find_match(
         science,
         template,
@@ -161,7 +163,7 @@ def match_images(
         convolve=convolve,
     )
     started = perf_counter()
-    difference = subtract_matched(science, template, pair)
+    difference = subtract_matched(science, template, pair, n_threads=config.n_threads)
     return MatchResult(
         matched=pair.matched,
         fit=pair.fit,
@@ -227,13 +229,15 @@ def find_match(
     )
 
 
-def subtract_matched(science: MaskedImage, template: MaskedImage, pair: MatchedPair) -> MaskedImage:
+def subtract_matched(
+    science: MaskedImage, template: MaskedImage, pair: MatchedPair, *, n_threads: int = 1
+) -> MaskedImage:
     """Return science - template - background of a matched pair; see `match_images`."""
     if pair.convolved == "template":
-        return _subtract(science, pair.matched, pair.background)
+        return _subtract(science, pair.matched, pair.background, n_threads)
     rescaled = template.copy()
     _rescale(rescaled, 1.0 / pair.kernel_sum)
-    return _subtract(pair.matched, rescaled, pair.background)
+    return _subtract(pair.matched, rescaled, pair.background, n_threads)
 
 
 def choose_direction(
@@ -255,18 +259,30 @@ def choose_direction(
 
 def convolve_masked_image(source: MaskedImage, kernel: SpatialKernel, *, config: MatchConfig) -> MaskedImage:
     """Convolve image and variance, spread the mask; see `match_images` for pixels without data and for the rim."""
-    no_data = ~source.usable(plane_bits("NO_DATA"))
-    bad = no_data | ((source.mask & plane_bits(*config.fill_mask_planes)) != 0)
+    no_data = source.usable(plane_bits("NO_DATA"))
+    np.logical_not(no_data, out=no_data)
+    bad, mask = np.empty(source.shape, dtype=np.bool_), np.empty(source.shape, dtype=np.int32)
+    filled, unknown = plane_bits(*config.fill_mask_planes), np.int32(plane_bits("NO_DATA"))
+    bands = row_bands(source.shape[0])
+
+    def mark(rows: slice) -> None:
+        np.logical_or(no_data[rows], (source.mask[rows] & filled) != 0, out=bad[rows])
+        mask[rows] = source.mask[rows]
+        np.bitwise_or(mask[rows], unknown, out=mask[rows], where=no_data[rows])
+
+    map_threads(mark, bands, n_threads=config.n_threads)
     image = convolve_image(fill_bad_pixels(source.image, bad), kernel, n_threads=config.n_threads)
     variance = convolve_variance(fill_bad_pixels(source.variance, bad), kernel.squared(), n_threads=config.n_threads)
     extent = kernel.compute_extent(config.kernel_extent_fraction)
-    mask: IntArray = source.mask.astype(np.int32)
-    mask[no_data] |= plane_bits("NO_DATA")
-    mask = grow_mask(mask, extent)
-    _set_rim(mask, int(np.ceil(extent)), plane_bits("EDGE"))
-    image[no_data] = np.nan
-    variance[no_data] = np.inf
-    return MaskedImage(image, mask, variance)
+    grown = grow_mask(mask, extent)
+    _set_rim(grown, int(np.ceil(extent)), plane_bits("EDGE"))
+
+    def blank(rows: slice) -> None:
+        np.copyto(image[rows], np.float32(np.nan), where=no_data[rows])
+        np.copyto(variance[rows], np.float32(np.inf), where=no_data[rows])
+
+    map_threads(blank, bands, n_threads=config.n_threads)
+    return MaskedImage(image, grown, variance)
 
 
 def _set_rim(mask: IntArray, width: int, bits: int) -> None:
@@ -282,16 +298,27 @@ def _rescale(image: MaskedImage, factor: float) -> None:
     image.variance *= np.float32(factor**2)
 
 
-def _subtract(minuend: MaskedImage, subtrahend: MaskedImage, background: SpatialBackground) -> MaskedImage:
-    image, mask, variance = _loops.subtract_planes(
-        minuend.image,
-        minuend.mask,
-        minuend.variance,
-        subtrahend.image,
-        subtrahend.mask,
-        subtrahend.variance,
-        background.compute_image(),
-        plane_bits("DETECTED", "DETECTED_NEGATIVE"),
-        plane_bits("NO_DATA"),
-    )
-    return MaskedImage(image, mask, variance)
+def _subtract(
+    minuend: MaskedImage, subtrahend: MaskedImage, background: SpatialBackground, n_threads: int
+) -> MaskedImage:
+    shape = minuend.shape
+    difference = MaskedImage(np.empty(shape, np.float32), np.empty(shape, np.int32), np.empty(shape, np.float32))
+
+    def subtract(rows: slice) -> None:
+        _loops.subtract_planes(
+            minuend.image[rows],
+            minuend.mask[rows],
+            minuend.variance[rows],
+            subtrahend.image[rows],
+            subtrahend.mask[rows],
+            subtrahend.variance[rows],
+            background.compute_image(rows=rows),
+            plane_bits("DETECTED", "DETECTED_NEGATIVE"),
+            plane_bits("NO_DATA"),
+            difference.image[rows],
+            difference.mask[rows],
+            difference.variance[rows],
+        )
+
+    map_threads(subtract, row_bands(shape[0]), n_threads=n_threads)
+    return difference

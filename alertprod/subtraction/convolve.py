@@ -5,12 +5,11 @@ is multiplied by each spatial term before its convolution, so that light is spre
 comes from. Done in tiles whose transforms stay in the processor's cache.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import scipy.fft
 from numpy.polynomial import chebyshev
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.subtraction import _loops
 from alertprod.subtraction.spatial import SpatialKernel, evaluate_polynomial, normalised_axes, term_degrees
@@ -81,13 +80,7 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
             tile = scipy.fft.irfft2(total, s=(side, side), overwrite_x=True)
             result[top:bottom, left:right] = tile[half : half + bottom - top, half : half + right - left]
 
-    tops = range(0, ny, step)
-    if n_threads > 1 and len(tops) > 1:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(convolve_row, tops))
-    else:
-        for top in tops:
-            convolve_row(top)
+    map_threads(convolve_row, range(0, ny, step), n_threads=n_threads)
     return result
 
 
@@ -116,17 +109,27 @@ def convolve_variance(variance: FloatArray, squared_kernel: SpatialKernel, *, n_
     shape = squared_kernel.compute_image(x=x, y=y)
     total = shape.sum()
     half = squared_kernel.size // 2
-    if shape[half, half] > _ALL_IN_PLACE * total:
-        result = variance.astype(np.float32)
-    else:
+    is_moved = not shape[half, half] > _ALL_IN_PLACE * total
+    if is_moved:
         constant = SpatialKernel.constant(_crop_negligible(shape / total), squared_kernel.box)
         result = convolve_image(variance, constant, n_threads=n_threads)
-        # Rounding of the transforms must not bring faint pixels beside bright ones to zero or below.
-        np.maximum(result, np.float32(variance.min()), out=result)
-    if squared_kernel.order == 0:
-        result *= np.float32(total)
+        least = np.float32(variance.min())
     else:
-        result *= evaluate_polynomial(squared_kernel.terms.sum(axis=(1, 2)), squared_kernel.order, squared_kernel.box)
+        result = np.empty(variance.shape, dtype=np.float32)
+    sums = squared_kernel.terms.sum(axis=(1, 2))
+
+    def scale(rows: slice) -> None:
+        if is_moved:
+            # Rounding of the transforms must not bring faint pixels beside bright ones to zero or below.
+            np.maximum(result[rows], least, out=result[rows])
+        else:
+            result[rows] = variance[rows]
+        if squared_kernel.order == 0:
+            result[rows] *= np.float32(total)
+        else:
+            result[rows] *= evaluate_polynomial(sums, squared_kernel.order, squared_kernel.box, rows=rows)
+
+    map_threads(scale, row_bands(len(result)), n_threads=n_threads)
     return result
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._ranges import require_ranges
-from alertprod._typing import BoolArray, FloatArray
+from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.errors import UnusableExposure
 from alertprod.geometry.box import Box
 from alertprod.images.correlated_noise import ConstantKernel, CorrelatedNoise, NoisePart
@@ -189,7 +190,7 @@ def decorrelate(
             1 / kernel.kernel_sum() ** 2,
         )
         noises = (white, _UNCONVOLVED)
-    nodes = _sample(kernel, difference, planes, names, spatially_varying=spatially_varying, config=config)
+    nodes = _sample(kernel, difference, planes, names, varying=spatially_varying, config=config, n_threads=n_threads)
     power_u, power_c = (float((noise**2).sum()) for noise in noises)
     paths = convolve_each(nodes.images, noises[1][None])
     whitening = stack(
@@ -267,7 +268,8 @@ def decorrelate_score(
     """
     config = config or DecorrelationConfig()
     planes = (science_variance, template_variance)
-    nodes = _sample(kernel, score, planes, ("science", "template"), spatially_varying=spatially_varying, config=config)
+    names = ("science", "template")
+    nodes = _sample(kernel, score, planes, names, varying=spatially_varying, config=config, n_threads=n_threads)
     white = _UNCONVOLVED if template_noise_kernel is None else template_noise_kernel
     power_c = float((white**2).sum())
     paths = convolve_each(nodes.images, white[None])
@@ -347,9 +349,14 @@ def compute_mean_variance(plane: FloatArray, ignored: BoolArray) -> float:
     ignored
         True where a pixel does not count.
     """
-    stride = max(1, int(np.sqrt(plane.size / 1_000_000)))
+    stride = _choose_stride(plane.size)
     plane, ignored = plane[::stride, ::stride], ignored[::stride, ::stride]
     return clipped_mean(plane[~(ignored | without_weight(plane))])
+
+
+def _choose_stride(n_pixels: int) -> int:
+    """Return the step at which rows and columns are taken: some million pixels are enough, and are not thinned again."""
+    return max(1, int(np.sqrt(n_pixels / 1_000_000)))
 
 
 def clipped_mean(values: FloatArray) -> float:
@@ -379,29 +386,34 @@ def _sample(
     planes: tuple[FloatArray, FloatArray],
     names: tuple[str, str],
     *,
-    spatially_varying: bool,
+    varying: bool,
     config: DecorrelationConfig,
+    n_threads: int,
 ) -> _Nodes:
     """Evaluate kernel and noise at the middle, or at `_NODES` x `_NODES` places."""
     x_c, y_c = kernel.centre
-    if spatially_varying:
+    if varying:
         images, x, y = kernel.sample(_NODES)
         order = _ORDER
     else:
         images, x, y, order = kernel.compute_image(x=x_c, y=y_c)[None], np.array([x_c]), np.array([y_c]), 0
-    ignored = (difference.mask & plane_bits(*config.ignore_mask_planes)) != 0
-    variances_u, variances_c = (
-        _mean_variances(plane, ignored, name, x=x, y=y, box=kernel.box)
-        for plane, name in zip(planes, names, strict=True)
+    ignored = plane_bits(*config.ignore_mask_planes)
+    variances_u, variances_c = map_threads(
+        lambda i: _mean_variances(planes[i], difference.mask, ignored, names[i], x=x, y=y, box=kernel.box),
+        range(2),
+        n_threads=n_threads,
     )
     middle = int(np.argmin((x - x_c) ** 2 + (y - y_c) ** 2))
     return _Nodes(images, x, y, order, kernel.box, variances_u, variances_c, middle)
 
 
 def _mean_variances(
-    plane: FloatArray, ignored: BoolArray, name: str, *, x: FloatArray, y: FloatArray, box: Box
+    plane: FloatArray, mask: IntArray, ignored: int, name: str, *, x: FloatArray, y: FloatArray, box: Box
 ) -> FloatArray:
-    """Return the clipped mean variance around each point, of the whole image where there is a single point."""
+    """Return the clipped mean variance around each point, of the whole image where there is a single point.
+
+    Pixels with an `ignored` bit in the mask do not count.
+    """
     ny, nx = plane.shape
     reach_y, reach_x = (ny, nx) if len(x) == 1 else (ny // _NODES + 1, nx // _NODES + 1)
     means = np.full(len(x), np.nan)
@@ -409,7 +421,10 @@ def _mean_variances(
         row, column = int(y[i]) - box.y_min, int(x[i]) - box.x_min
         rows = slice(max(0, row - reach_y // 2), min(ny, row + reach_y // 2 + 1))
         columns = slice(max(0, column - reach_x // 2), min(nx, column + reach_x // 2 + 1))
-        means[i] = compute_mean_variance(plane[rows, columns], ignored[rows, columns])
+        part, bits = plane[rows, columns], mask[rows, columns]
+        stride = _choose_stride(part.size)
+        part, bits = part[::stride, ::stride], bits[::stride, ::stride]
+        means[i] = compute_mean_variance(part, (bits & ignored) != 0)
     if np.isnan(means).all():
         raise UnusableExposure(name, "variance", "its plane has no usable pixel")
     # A place without data takes the mean of the others.
@@ -440,10 +455,15 @@ def _correct(
     n_threads: int,
 ) -> MaskedImage:
     """Convolve an image with the correcting kernel; the variance is that of `planes` through the `effective` kernels."""
-    hole = (difference.mask & plane_bits(*HOLE_MASK_PLANES)) != 0
-    hole |= ~np.isfinite(difference.image)
+    shape, bands, hole_bits = difference.shape, row_bands(difference.shape[0]), plane_bits(*HOLE_MASK_PLANES)
+    hole = np.empty(shape, dtype=np.bool_)
+
+    def mark(rows: slice) -> None:
+        np.isfinite(difference.image[rows], out=hole[rows])
+        np.logical_or((difference.mask[rows] & hole_bits) != 0, ~hole[rows], out=hole[rows])
+
+    map_threads(mark, bands, n_threads=n_threads)
     image = convolve_image(fill_bad_pixels(difference.image, hole), kernel, n_threads=n_threads)
-    image[hole] = difference.image[hole]
     parts = []
     for plane, kernels in zip(planes, effective, strict=True):
         squared = kernels**2 * scale
@@ -453,11 +473,31 @@ def _correct(
             squared *= factor / squared.sum(axis=(1, 2), keepdims=True)
         else:
             squared = factor
-        filled = fill_bad_pixels(plane, without_weight(plane))
+        filled = fill_bad_pixels(plane, _find_weightless(plane, n_threads))
         parts.append(convolve_variance(filled, nodes.interpolate(squared), n_threads=n_threads))
-    variance = parts[0] + parts[1]
-    variance[~np.isfinite(difference.variance)] = np.inf
-    return MaskedImage(image, difference.mask.copy(), variance)
+        del filled
+    variance, other = parts
+    mask = np.empty(shape, dtype=np.int32)
+
+    def finish(rows: slice) -> None:
+        np.copyto(image[rows], difference.image[rows], where=hole[rows])
+        variance[rows] += other[rows]
+        np.copyto(variance[rows], np.float32(np.inf), where=~np.isfinite(difference.variance[rows]))
+        mask[rows] = difference.mask[rows]
+
+    map_threads(finish, bands, n_threads=n_threads)
+    return MaskedImage(image, mask, variance)
+
+
+def _find_weightless(plane: FloatArray, n_threads: int) -> BoolArray:
+    """Return `without_weight`, by several threads."""
+    found = np.empty(plane.shape, dtype=np.bool_)
+
+    def find(rows: slice) -> None:
+        found[rows] = without_weight(plane[rows])
+
+    map_threads(find, row_bands(len(plane)), n_threads=n_threads)
+    return found
 
 
 def _unit_kernel(spectrum: FloatArray, side: int) -> FloatArray:

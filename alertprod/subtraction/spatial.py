@@ -56,14 +56,16 @@ def chebyshev_from(model: SpatialModel, order: int) -> FloatArray:
     return np.array([[axis[i, k] * axis[j, m] for i, j in degrees] for k, m in degrees])
 
 
-def evaluate_polynomial(coefficients: FloatArray, order: int, box: Box) -> FloatArray:
-    """Return the sum of the terms at every pixel of the box: float32, the box's shape."""
+def evaluate_polynomial(coefficients: FloatArray, order: int, box: Box, *, rows: slice | None = None) -> FloatArray:
+    """Return the sum of the terms at every pixel of the box, or of some of its rows: float32."""
     ny, nx = box.shape
     u, v = normalised_axes(box, x=np.arange(nx) + box.x_min, y=np.arange(ny) + box.y_min)
     powers_u, powers_v = chebyshev.chebvander(u, order), chebyshev.chebvander(v, order)
     matrix = np.zeros((order + 1, order + 1))
     for value, (i, j) in zip(coefficients, term_degrees(order), strict=True):
         matrix[j, i] = value
+    if rows is not None:
+        powers_v = powers_v[rows]
     return _loops.multiply_out((powers_v @ matrix).astype(np.float32), powers_u.astype(np.float32))
 
 
@@ -187,9 +189,9 @@ class SpatialBackground:
         values = spatial_terms(self.order, self.box, x=np.ravel(x), y=np.ravel(y)) @ self.coefficients
         return values.reshape(np.shape(x))
 
-    def compute_image(self) -> FloatArray:
-        """Return the background of every pixel: float32, the box's shape."""
-        return evaluate_polynomial(self.coefficients, self.order, self.box)
+    def compute_image(self, *, rows: slice | None = None) -> FloatArray:
+        """Return the background of every pixel, or of some of the box's rows: float32."""
+        return evaluate_polynomial(self.coefficients, self.order, self.box, rows=rows)
 
     def scaled(self, factor: float) -> "SpatialBackground":
         """Return the background times a number."""

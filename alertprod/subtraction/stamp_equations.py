@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.subtraction.basis import KernelBasis, convolve_stamps
 from alertprod.subtraction.candidates import CandidateList
@@ -182,17 +183,19 @@ def build_equations(
         Of the reference to the convolved image, about; see `estimate_flux_ratio`.
     """
     batch = max(1, min(_BATCH, _BATCH_KERNELS // len(basis)))
-    parts = []
-    for start in range(0, len(indices), batch):
-        stars = indices[start : start + batch]
+
+    def build(stars: IntArray) -> StampEquations:
         power = np.full(len(stars), basis.first_power * flux_ratio**2)
         part = _build_batch(candidates, stars, basis, flux_ratio, power, config)
-        if config.iterate_single_kernel:
-            own = part.own_coefficients[:, : len(basis)]
-            own_power = np.einsum("ni,ij,nj->n", own, basis.gram, own)
-            power = np.where(np.isfinite(own_power), own_power, power)
-            part = _build_batch(candidates, stars, basis, flux_ratio, power, config)
-        parts.append(part)
+        if not config.iterate_single_kernel:
+            return part
+        own = part.own_coefficients[:, : len(basis)]
+        own_power = np.einsum("ni,ij,nj->n", own, basis.gram, own)
+        power = np.where(np.isfinite(own_power), own_power, power)
+        return _build_batch(candidates, stars, basis, flux_ratio, power, config)
+
+    batches = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+    parts = map_threads(build, batches, n_threads=config.n_threads)
     return StampEquations(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in StampEquations.__slots__)
     )

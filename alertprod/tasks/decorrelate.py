@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from lsst.pex.config import RangeField
 
+from alertprod._bands import row_bands
 from alertprod._typing import FloatArray
 from alertprod.errors import TaskError
 from alertprod.images.exposure import Exposure
@@ -85,7 +86,9 @@ class DecorrelateALKernelSpatialTask(Task):
             raise TaskError("preConvMode needs templateMatched: of a filtered science exposure the template is matched")
         if preConvKernel is not None and not preConvMode:
             raise TaskError("preConvKernel means nothing without preConvMode")
-        if not np.isfinite(subtractedExposure.image).any():
+        image = subtractedExposure.image
+        # Of all but broken ones the first rows tell.
+        if not any(np.isfinite(image[rows]).any() for rows in row_bands(len(image))):
             self.log.warning("the exposure to decorrelate has no finite pixel; returned as it was")
             return Struct(correctedExposure=subtractedExposure.copy(), correctionKernel=None)
         if preConvMode:

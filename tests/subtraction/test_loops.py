@@ -32,8 +32,21 @@ def test_planes_are_subtracted_as_numpy_would(rng):
     image[3, 4] = np.nan
     other_variance[5, 6] = np.inf
     cleared, no_data = plane_bits("DETECTED"), plane_bits("NO_DATA")
-    found_image, found_mask, found_variance = _loops.subtract_planes(
-        image, mask, variance, other, other_mask, other_variance, background, cleared, no_data
+    found_image, found_variance = np.empty_like(image), np.empty_like(image)
+    found_mask = np.empty_like(mask)
+    _loops.subtract_planes(
+        image,
+        mask,
+        variance,
+        other,
+        other_mask,
+        other_variance,
+        background,
+        cleared,
+        no_data,
+        found_image,
+        found_mask,
+        found_variance,
     )
     unknown = np.zeros(shape, dtype=bool)
     unknown[3, 4] = unknown[5, 6] = True
