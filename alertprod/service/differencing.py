@@ -57,6 +57,7 @@ def difference_exposures(
     *,
     id_factory: Callable[[], int],
     background: Exposure | None = None,
+    owns_inputs: bool = False,
 ) -> Differenced:
     """Characterise, subtract, detect and measure one exposure against a template on its grid.
 
@@ -64,6 +65,8 @@ def difference_exposures(
     ----------
     background
         What was taken off the exposure, to be added back where the task's configuration says so.
+    owns_inputs
+        Nobody else has a use for the two exposures: their planes may be changed, in place of copies of them.
 
     Raises
     ------
@@ -71,13 +74,14 @@ def difference_exposures(
         Raised as by `ImageDifferenceTask.run`.
     """
     task.checkTemplateIsSufficient(template)
-    ready = task.characterizeInputs(science, template)
+    ready = task.characterizeInputs(science, template, ownsInputs=owns_inputs)
     result = task.run(
         exposure=ready.exposure,
         selectSources=ready.selectSources,
         templateExposure=ready.templateExposure,
         idFactory=id_factory,
         calexpBackgroundExposure=background,
+        ownsInputs=owns_inputs,
     )
     stages: dict[str, float] = {}
     for timer, seconds in task.durations().items():

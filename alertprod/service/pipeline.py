@@ -218,6 +218,7 @@ class ExposurePipeline:
             built.exposure,
             id_factory=instrument.task.makeIdFactory(exposure_id, ID_EXPOSURE_BITS),
             background=background,
+            owns_inputs=True,
         )
         for stage, seconds in differenced.stage_seconds.items():
             watch.add(stage, seconds)

@@ -51,21 +51,26 @@ class CharacterizeTask(Task):
     _DefaultName: ClassVar[str] = "characterize"
 
     @timeMethod
-    def run(self, exposure: Exposure) -> Struct:
+    def run(self, exposure: Exposure, *, inPlace: bool = False) -> Struct:
         """Return an exposure that can be subtracted.
+
+        Parameters
+        ----------
+        inPlace
+            Change the planes that are given, in place of copies of them.
 
         Returns
         -------
         Struct
-            exposure: with sky subtracted, with a PSF, cosmic rays marked, its planes not shared with the given one's; selectSources:
-            `Catalog` of `SOURCE_COLUMNS`.
+            exposure: with sky subtracted, with a PSF, cosmic rays marked, its planes not shared with the given one's
+            but with `inPlace`; selectSources: `Catalog` of `SOURCE_COLUMNS`.
 
         Raises
         ------
         InsufficientPsfStars
             Raised if a PSF is missing and there are too few stars to fit one.
         """
-        exposure = self.subtractSky(exposure)
+        exposure = self.subtractSky(exposure, inPlace=inPlace)
         stars = self.findStars(exposure)
         if exposure.psf is None:
             if not len(stars):
@@ -89,7 +94,7 @@ class CharacterizeTask(Task):
             self.metadata.update(nPsfStars=fitted.n_used)
         psf = exposure.psf
         if self.config.doFindCosmicRays and psf is not None:
-            exposure = exposure.copy()
+            exposure = exposure if inPlace else exposure.copy()
             hits = find_cosmic_rays(exposure.masked_image, psf, set_planes=True)
             self.metadata["nCosmicRayPixels"] = int(hits.sum())
         return Struct(exposure=exposure, selectSources=_as_catalog(stars, exposure))
@@ -131,8 +136,8 @@ class CharacterizeTask(Task):
         self.metadata["nStars"] = len(stars)
         return stars
 
-    def subtractSky(self, exposure: Exposure) -> Exposure:
-        """Return the exposure without its smooth sky; the given one where there is none to speak of."""
+    def subtractSky(self, exposure: Exposure, *, inPlace: bool = False) -> Exposure:
+        """Return the exposure without its smooth sky; the given one where there is none to speak of, or with `inPlace`."""
         wanted = self.config.doSubtractBackground
         good = exposure.masked_image.usable(_NOT_SKY)
         if wanted is False or not good.any():
@@ -144,7 +149,7 @@ class CharacterizeTask(Task):
             np.median(background.sigma)
         ):
             return exposure
-        flat = exposure.copy()
+        flat = exposure if inPlace else exposure.copy()
         flat.image[...] -= background.compute_image()
         return flat
 

@@ -15,7 +15,7 @@ from alertprod.errors import ExposureMismatch, InsufficientKernelSources, NoTemp
 from alertprod.ids import IdFactory
 from alertprod.images.ap_corr import ApCorrMap
 from alertprod.images.exposure import Exposure
-from alertprod.images.mask import plane_bits
+from alertprod.images.mask import count_set, plane_bits
 from alertprod.measurement.catalog import DIA_SOURCE_COLUMNS, Catalog
 from alertprod.psf.model import PointSpreadFunction
 from alertprod.tasks.apply_ap_corr import ApplyApCorrTask
@@ -174,6 +174,8 @@ class ImageDifferenceTask(CmdLineTask):
         idFactory: Callable[[], int] | None = None,
         calexpBackgroundExposure: Exposure | None = None,
         subtractedExposure: Exposure | None = None,
+        *,
+        ownsInputs: bool = False,
     ) -> Struct:
         """Subtract, detect, measure.
 
@@ -195,6 +197,8 @@ class ImageDifferenceTask(CmdLineTask):
         subtractedExposure
             A difference made before, without doSubtract: it is detected and measured on. Forced photometry and dipoles
             use `templateExposure` too where it is given, on the scale that its calibration says.
+        ownsInputs
+            Nobody else has a use for `templateExposure`: its planes may be changed, in place of copies of them.
 
         Returns
         -------
@@ -233,7 +237,7 @@ class ImageDifferenceTask(CmdLineTask):
         if self.config.doSubtract:
             if subtractedExposure is not None:
                 raise TaskError("a subtractedExposure is given, and doSubtract is on: one of them is too much")
-            made = self._subtract(exposure, templateExposure, selectSources, templateSources)
+            made = self._subtract(exposure, templateExposure, selectSources, templateSources, ownsInputs=ownsInputs)
         else:
             made = adopt_difference(self, exposure, templateExposure, subtractedExposure, selectSources)
         check_difference(made.difference)
@@ -267,6 +271,8 @@ class ImageDifferenceTask(CmdLineTask):
         templateExposure: Exposure | None,
         selectSources: Catalog | None,
         templateSources: Catalog | None,
+        *,
+        ownsInputs: bool = False,
     ) -> Subtraction:
         if templateExposure is None:
             raise TaskError("run needs a templateExposure to subtract, or a subtractedExposure and doSubtract off")
@@ -276,9 +282,9 @@ class ImageDifferenceTask(CmdLineTask):
         templateExposure = self.excludeImplausible("template", templateExposure)
         if self.config.doScaleTemplateVariance:
             # Before the planes go that say which of its pixels are sky.
-            templateExposure = templateExposure.copy()
+            templateExposure = templateExposure if ownsInputs else templateExposure.copy()
             self.metadata["scaleTemplateVarianceFactor"] = self.scaleVariance.run(templateExposure.masked_image)
-        template = prepare_template(templateExposure)
+        template = prepare_template(templateExposure, in_place=ownsInputs)
         self.metadata["psfMatchingAlgorithm"] = self.config.subtract.name
         if self.config.subtract.name == "zogy":
             return subtract_zogy(self, exposure, template, selectSources)
@@ -338,8 +344,15 @@ class ImageDifferenceTask(CmdLineTask):
             return exposure
         return replace(exposure, psf=row.psf, ap_corr_map=row.ap_corr_map)
 
-    def characterizeInputs(self, exposure: Exposure, templateExposure: Exposure | None) -> Struct:
+    def characterizeInputs(
+        self, exposure: Exposure, templateExposure: Exposure | None, *, ownsInputs: bool = False
+    ) -> Struct:
         """Do for two exposures what a pipeline upstream may not have done: subtract skies, find PSFs, stars, cosmic rays.
+
+        Parameters
+        ----------
+        ownsInputs
+            Nobody else has a use for the two: their planes may be changed, in place of copies of them.
 
         Returns
         -------
@@ -362,12 +375,12 @@ class ImageDifferenceTask(CmdLineTask):
             if templateExposure.psf is not None:
                 check_template(templateExposure)
         with self.timer("characterizeScience"):
-            found = self.characterize.run(exposure)
+            found = self.characterize.run(exposure, inPlace=ownsInputs)
         with self.timer("characterizeTemplate"):
             if templateExposure is not None:
-                templateExposure = self.characterize.subtractSky(templateExposure)
+                templateExposure = self.characterize.subtractSky(templateExposure, inPlace=ownsInputs)
                 if templateExposure.psf is None:
-                    templateExposure = self.characterize.run(templateExposure).exposure
+                    templateExposure = self.characterize.run(templateExposure, inPlace=ownsInputs).exposure
         return Struct(exposure=found.exposure, templateExposure=templateExposure, selectSources=found.selectSources)
 
     def checkTemplateIsSufficient(self, template: Exposure) -> float:
@@ -378,9 +391,8 @@ class ImageDifferenceTask(CmdLineTask):
         NoTemplateCoverage
             Raised if it is less than requiredTemplateFraction.
         """
-        no_data = (template.mask & plane_bits("NO_DATA")) != 0
-        n_good = no_data.size - int(np.count_nonzero(no_data))
-        fraction = n_good / no_data.size
+        n_good = template.mask.size - count_set(template.mask, plane_bits("NO_DATA"))
+        fraction = n_good / template.mask.size
         self.metadata["templateCoverage"] = fraction
         self.log.debug("template has %d good pixels (%.1f%%)", n_good, 100 * fraction)
         if fraction < self.config.requiredTemplateFraction:

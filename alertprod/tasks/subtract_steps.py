@@ -3,11 +3,14 @@
 Functions of the parent task: its configuration says what is done, its subtasks do it, its metadata keep the numbers.
 """
 
+import functools
+import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alertprod._bands import map_threads, row_bands
 from alertprod.detection.cosmic_rays import repair_cosmic_rays
 from alertprod.errors import ExposureMismatch, TaskError
 from alertprod.geometry.wcs import SkyWcs
@@ -84,16 +87,33 @@ class Subtraction:
         )
 
 
-def prepare_template(template: Exposure) -> Exposure:
-    """Return a copy without cosmic rays, whose mask says only what concerns a difference, under a template's planes."""
-    prepared = template.copy()
+def prepare_template(template: Exposure, *, in_place: bool = False) -> Exposure:
+    """Return a template without cosmic rays, whose mask says only what concerns a difference, under a template's planes.
+
+    Parameters
+    ----------
+    in_place
+        Change the planes that are given, in place of copies of them.
+    """
+    prepared = template if in_place else template.copy()
     mask = prepared.mask
-    repair_cosmic_rays(prepared.masked_image)
-    moved = [((mask & plane_bits(plane)) != 0, plane_bits(f"{plane}_TEMPLATE")) for plane in ("SAT", "INJECTED")]
-    moved.append(((mask & plane_bits("CR")) != 0, plane_bits("INTRP")))
-    mask &= np.int32(plane_bits(*_KEPT_TEMPLATE_PLANES))
-    for is_set, bit in moved:
-        mask[is_set] |= bit
+    bands = row_bands(len(mask))
+    present = map_threads(lambda rows: int(np.bitwise_or.reduce(mask[rows], axis=None)), bands)
+    seen = functools.reduce(operator.or_, present, 0)
+    if seen & plane_bits("CR"):
+        repair_cosmic_rays(prepared.masked_image)
+    names = {"SAT": "SAT_TEMPLATE", "INJECTED": "INJECTED_TEMPLATE", "CR": "INTRP"}
+    moved = [(plane_bits(name), np.int32(plane_bits(new))) for name, new in names.items() if seen & plane_bits(name)]
+    kept = np.int32(plane_bits(*_KEPT_TEMPLATE_PLANES))
+
+    def translate(rows: slice) -> None:
+        part = mask[rows]
+        are_set = [(part & bits) != 0 for bits, _ in moved]
+        part &= kept
+        for is_set, (_, new) in zip(are_set, moved, strict=True):
+            np.bitwise_or(part, new, out=part, where=is_set)
+
+    map_threads(translate, bands)
     return prepared
 
 

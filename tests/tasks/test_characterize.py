@@ -76,6 +76,19 @@ def test_the_exposure_given_is_left_as_it_was(pair):
     assert not np.shares_memory(made.mask, sky.mask)
 
 
+def test_in_place_the_exposure_given_is_what_is_returned(pair):
+    sky = pair.science.copy()
+    sky.image[...] += 200.0
+    sky.image[100, 100] += 900.0
+    wanted = make_task().run(sky).exposure
+    made = make_task().run(sky, inPlace=True).exposure
+    for now, then, given in zip(
+        copy_planes(made), copy_planes(wanted), (sky.image, sky.mask, sky.variance), strict=True
+    ):
+        np.testing.assert_array_equal(now, then)
+        np.testing.assert_array_equal(now, given)
+
+
 def sparse_sky(level):
     """Few stars, so that half of the pixels are sky."""
     sparse = make_pair(science_fwhm=3.0).science
