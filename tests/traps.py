@@ -1,4 +1,4 @@
-"""Traps: a daemon or a worker of the tests dies, by SIGKILL, at a place that a test has chosen beforehand.
+"""Traps: a daemon or a worker of the tests dies, by SIGKILL, or waits, at a place that a test has chosen beforehand.
 
 A trap is a file, so that it can be set from another process and springs once, whoever comes by first.
 """
@@ -19,14 +19,29 @@ DAEMON_PLACES = ("receive", "claim", "publish", "commit", "committed", "settle")
 """In the daemon: before decoding; after the claim; before the transaction; with all of it sent and nothing committed;
 after its commit; after the ledger was told."""
 
+BETWEEN_ALERTS_AND_OFFSET = "offsets"
+"""In the daemon, at-least-once: the alerts are acknowledged, the offset is not committed yet."""
+
 WORKER_PLACES = ("compute", "outbox", "stored")
 """In a worker: before anything; with the outbox file there and no row; with the row stored and nobody told."""
+
+
+_WAITS = "waits"
 
 
 def set_trap(folder: Path, place: str, *, victim: str) -> None:
     """Let the next that comes by `place` die: ``daemon`` or ``worker``."""
     (folder / "traps").mkdir(exist_ok=True)
     (folder / "traps" / place).write_text(victim)
+
+
+def hold_up(folder: Path, place: str) -> None:
+    """Let the next that comes by `place` wait there until `let_go`."""
+    set_trap(folder, place, victim=_WAITS)
+
+
+def let_go(folder: Path, place: str) -> None:
+    (folder / "traps" / f"{place}.go").touch()
 
 
 def has_sprung(folder: Path, place: str) -> bool:
@@ -40,6 +55,12 @@ def pass_by(folder: Path, place: str, *, in_worker: bool = False) -> None:
         victim = trap.read_text()
         trap.unlink()
     except FileNotFoundError:
+        return
+    if victim == _WAITS:
+        go = trap.with_name(f"{place}.go")
+        while not go.exists():
+            time.sleep(0.02)
+        go.unlink()
         return
     if in_worker and victim == "daemon":
         kill_daemon()
@@ -56,6 +77,7 @@ def kill_daemon() -> None:
 def lay_in_daemon(folder: Path) -> None:
     """Put the daemon's places where they belong, in this process."""
     from alertprod.service import steps
+    from alertprod.stream.consumer import EventConsumer
     from alertprod.stream.producer import AlertProducer
 
     def before(call: Callable[P, R], place: str) -> Callable[P, R]:
@@ -78,3 +100,4 @@ def lay_in_daemon(folder: Path) -> None:
     steps.publish = after(before(steps.publish, "publish"), "committed")
     steps.settle = after(steps.settle, "settle")
     AlertProducer._commit = before(AlertProducer._commit, "commit")  # type: ignore[method-assign]
+    EventConsumer.commit = before(EventConsumer.commit, BETWEEN_ALERTS_AND_OFFSET)  # type: ignore[method-assign]

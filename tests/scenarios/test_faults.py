@@ -25,7 +25,15 @@ from daemon_process import DaemonProcess
 from daemon_site import Site, report, topic_partitions
 from kafka_broker import ExistingBroker, KafkaBroker
 from toxic_proxy import ToxicProxy
-from traps import DAEMON_PLACES, WORKER_PLACES, has_sprung, set_trap
+from traps import (
+    BETWEEN_ALERTS_AND_OFFSET,
+    DAEMON_PLACES,
+    WORKER_PLACES,
+    has_sprung,
+    hold_up,
+    let_go,
+    set_trap,
+)
 
 from alertprod.service.daemon import EXIT_FATAL
 from alertprod.store.ledger import LedgerState
@@ -41,10 +49,10 @@ LONG = pytest.mark.faults
 DATABASES = ["sqlite", pytest.param("postgres", marks=LONG)]
 
 
-def make_site(folder: Path, broker: ExistingBroker, *, lanes: int = 2, **facts) -> Site:
+def make_site(folder: Path, broker: ExistingBroker, *, lanes: int = 2, delivery: str = "exactly-once", **facts) -> Site:
     prefix = f"faults-{uuid.uuid4().hex[:8]}"
     broker.create_topics(topic_partitions(prefix, lanes))
-    return Site(folder / "site", broker.bootstrap_servers, "exactly-once", prefix, lanes=lanes, **facts)
+    return Site(folder / "site", broker.bootstrap_servers, delivery, prefix, lanes=lanes, **facts)
 
 
 @pytest.fixture(params=DATABASES)
@@ -124,6 +132,21 @@ def test_killed_at_each_of_the_six_steps_everything_is_published_once(site, roun
     assert not list(site.folder.glob("traps/*"))
 
 
+@LONG
+@pytest.mark.timeout(1500)
+def test_at_least_once_a_killed_daemon_loses_nothing_and_repeats_the_same_bytes(tmp_path, kafka_broker):
+    site = make_site(tmp_path, kafka_broker, delivery="at-least-once")
+    daemon_places = [place for place in DAEMON_PLACES if place != "commit"]  # which is a transaction's
+    places = [(place, "daemon") for place in (*daemon_places, BETWEEN_ALERTS_AND_OFFSET, *WORKER_PLACES)]
+    visits, times = kill_at(site, [*places, (BETWEEN_ALERTS_AND_OFFSET, "daemon")], first_visit=1)
+
+    verdict = site.check(visits)
+
+    report("kill -9 at each step, at-least-once", tries=len(places) + 1, verdict=verdict, recovery_s=times)
+    assert verdict.is_good, verdict
+    assert verdict.repeated > 0, "killed between the alerts and their offset, it must send them again"
+
+
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=LONG)])
 def test_killed_at_random_moments_everything_is_published_once(site, kills):
@@ -197,6 +220,65 @@ def test_a_broker_stopped_and_started_in_the_middle_loses_nothing(sqlite_site, k
     fault = "broker stopped (SIGTERM, SIGKILL) and started mid-visit"
     report(fault, tries=times, verdict=verdict, recovery_s=recovery, restarts=restarts)
     assert verdict.is_good, verdict
+
+
+@LONG
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("goes_on", ["while it is away", "when it is back"])
+def test_a_broker_that_goes_with_a_transaction_open_loses_and_repeats_nothing(sqlite_site, kafka_broker, goes_on):
+    """All of the transaction is sent and acknowledged, nothing is committed; the broker is stopped, and killed."""
+    if not isinstance(kafka_broker, KafkaBroker):
+        pytest.skip("the broker of ALERTPROD_TEST_KAFKA is not ours to stop")
+    site, visits, recovery = sqlite_site, [], []
+    with site.start() as daemon:
+        daemon.wait_until(lambda: daemon.said("worker is warm"))
+        for n, end in enumerate((kafka_broker.stop, kafka_broker.kill) * 3):
+            new = [2 * n + 1, 2 * n + 2]
+            visits += new
+            hold_up(site.folder, "commit")
+            site.send(*map(make_event, new), lanes=[0, 1])
+            daemon.wait_until(lambda: has_sprung(site.folder, "commit"))
+            end()
+            if goes_on == "while it is away":
+                let_go(site.folder, "commit")
+                time.sleep(2.0)
+            kafka_broker.start()
+            began = time.monotonic()
+            if goes_on == "when it is back":
+                let_go(site.folder, "commit")
+            wait_all_done(site, daemon, new)
+            recovery.append(time.monotonic() - began)
+        assert daemon.terminate() == 0
+    verdict = site.check(visits)
+    report(f"broker gone with a transaction open, commit {goes_on}", tries=6, verdict=verdict, recovery_s=recovery)
+    assert verdict.is_good, verdict
+
+
+@LONG
+@pytest.mark.timeout(600)
+def test_a_killed_server_of_workers_costs_no_event_a_death(sqlite_site):
+    """What forks the workers is killed while they are at work: they finish, and their successors come from another."""
+    site, visits, tries = sqlite_site, [], 5
+    with site.start(workers=2) as daemon:
+        for n in range(tries):
+            new = list(range(4 * n + 1, 4 * n + 5))
+            visits += new
+            daemon.wait_until(lambda: len(daemon.lines("worker is warm")) >= 2)
+            site.send(*(make_event(visit, does="sleep 1") for visit in new), lanes=[0, 1] * 2)
+            daemon.wait_until(lambda new=new: site.is_at_work_on(new[0]))
+            living = [pid for pid in daemon.worker_pids() if psutil.pid_exists(pid)]
+            (server,) = {psutil.Process(pid).ppid() for pid in living} & {
+                child.pid for child in psutil.Process(daemon.process.pid).children()
+            } or {None}
+            if server is not None:
+                os.kill(server, signal.SIGKILL)
+            os.kill(living[n % 2], signal.SIGKILL)  # so that the next comes from a new server
+            wait_all_done(site, daemon, visits)
+        assert daemon.terminate() == 0
+    verdict = site.check(visits)
+    report("the server that forks workers killed, and a worker", tries=tries, verdict=verdict)
+    assert verdict.is_good, verdict
+    assert sum(site.row(visit).worker_deaths for visit in visits) <= tries, "only of those that were killed"
 
 
 @pytest.mark.timeout(900)
