@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -346,10 +347,10 @@ def test_static_membership_gives_a_restarted_daemon_its_lanes_without_a_session_
         daemon.wait_until(lambda: daemon.said("worker is warm") and daemon.said("assigned"))
         daemon.kill()
     site.send(make_event(1))
-    began = time.monotonic()
     with site.start(**settings) as daemon:
         wait_all_done(site, daemon, [1])
-        assert time.monotonic() - began < 30.0
+        started, assigned = (datetime.fromisoformat(daemon.lines(at)[0]["time"]) for at in ("starting", "assigned"))
+        assert (assigned - started).total_seconds() < 30.0
         assert daemon.terminate() == 0
 
 
