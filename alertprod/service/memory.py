@@ -1,6 +1,6 @@
 """Giving memory back to the system: what is free in the middle of a process's heap stays its own until somebody asks.
 
-A first worker of an installation compiles every loop, and an exposure's arrays come and go between what lives for long.
+A first worker of an installation compiles every loop, which takes far more than it leaves behind.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ def return_free_memory() -> None:
 
     Notes
     -----
-    Takes a millisecond or two; what is needed again is had again page by page. Between exposures, not within them.
+    Takes a millisecond or two; what is needed again is had again page by page. Once, before the first exposure: what exposures free is kept for their next planes.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

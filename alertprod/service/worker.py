@@ -375,7 +375,6 @@ def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfi
                 result = WorkResult(outcome="failed", traceback=traceback.format_exc())
             log.debug("order done", outcome=result.outcome, seconds=round(time.monotonic() - started, 3))
             _send_result(connection, result)
-            return_free_memory()
 
 
 def _send_result(connection: Connection, result: WorkResult) -> None:
