@@ -32,7 +32,7 @@ _STARS_PER_CHOICE = 4
 _ODD_RMS = 3.0
 """Stars whose residuals are beyond this many times the median star's do not decide the order."""
 
-_LEAST_SCATTER = 0.01
+_LEAST_SCATTER = 0.005
 """Of the kernel sums of constant stars, each asked for with the one leading shape: the PSF that it is wrong for varies."""
 
 _MEDIAN = 0.67449
