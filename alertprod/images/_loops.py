@@ -45,8 +45,8 @@ def select_between(values: FloatArray, low: float, high: float, inside: FloatArr
             finite += one if is_finite else zero
             below += one if is_finite & (value < low) else zero
             within += one if is_finite & (value >= low) & (value <= high) else zero
-        n_finite += finite
-        n_below += below
+        n_finite += int(finite)
+        n_below += int(below)
         if within:
             for i in range(part.size):
                 value = part[i]
