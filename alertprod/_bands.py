@@ -13,7 +13,6 @@ _Result = TypeVar("_Result")
 BAND = 256
 """Rows that are taken at once: enough that a filter's overlap costs little, few enough that threads end together."""
 
-
 CACHED_ROWS = 64
 """Rows that several operations take one after the other: of 4096 columns of float32 a megabyte, which stays in the
 processor's cache meanwhile."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from alertprod import _bands
-from alertprod._bands import map_bands, map_threads
+from alertprod._bands import map_bands, map_threads, row_bands
 from alertprod.detection.background import estimate_background
 from alertprod.detection.line_sums import find_lines
 from alertprod.detection.matched_filter import compute_significance
@@ -26,10 +26,23 @@ def test_bands_cover_all_rows_once_and_in_order(n_threads):
     assert map_bands(lambda first, last: (first, last), 0) == []
 
 
+@pytest.mark.parametrize(("n_rows", "height", "first"), [(1, 64, 0), (64, 64, 0), (65, 64, 0), (200, 32, 7), (0, 8, 3)])
+def test_slices_cover_each_row_once_and_break_at_multiples(n_rows, height, first):
+    bands = row_bands(n_rows, height=height, first=first)
+    covered = np.concatenate([np.arange(n_rows)[band] for band in bands]) if bands else np.arange(0)
+    np.testing.assert_array_equal(covered, np.arange(n_rows))
+    assert all((band.start + first) % height == 0 for band in bands[1:])
+    assert all(0 < band.stop - band.start <= height for band in bands)
+
+
 def test_as_many_threads_work_as_there_may_be(n_threads):
     # Each waits for all the others: with fewer threads this never ends.
     barrier = threading.Barrier(n_threads, timeout=20.0)
     assert map_threads(lambda item: barrier.wait() >= 0 and item, range(n_threads)) == list(range(n_threads))
+
+
+def test_one_thread_is_the_callers():
+    assert map_threads(lambda _: threading.current_thread(), [0, 1], n_threads=1) == [threading.current_thread()] * 2
 
 
 def test_an_error_in_one_band_is_the_callers(n_threads):

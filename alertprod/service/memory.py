@@ -1,9 +1,39 @@
-"""Giving memory back to the system: what is free in the middle of a process's heap stays its own until somebody asks.
+"""What a worker does with memory that it has freed: it keeps the planes' and gives back what compiling took.
 
-A first worker of an installation compiles every loop, which takes far more than it leaves behind.
+The C library hands large blocks back at once. Each plane of a 4096² exposure is then 64 MB that the system must find
+and fill with zeros again: that was a quarter of the processor time of an exposure. What is free in the middle of the
+heap, on the other hand, stays the process's own until somebody asks, and a first worker of an installation compiles
+every loop, which takes far more than it leaves behind.
 """
 
 import ctypes
+import sys
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+"""Of ``malloc.h``: free memory at the heap's end above which it is handed back, and the size from which on a block is
+asked of the system by itself."""
+
+_BLOCK_BYTES = 1 << 30
+"""Larger blocks come and go as before: a plane of 16384² is one."""
+
+_KEPT_BYTES = (1 << 31) - 1
+"""The most that ``mallopt`` takes, and more than an exposure needs."""
+
+
+def keep_freed_memory() -> bool:
+    """Keep what this process frees from now on; return whether its C library can.
+
+    Notes
+    -----
+    The process stays as large as its largest exposure made it: what a limit on its memory has to allow for anyway.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
 
 
 def return_free_memory() -> None:
@@ -11,7 +41,8 @@ def return_free_memory() -> None:
 
     Notes
     -----
-    Takes a millisecond or two; what is needed again is had again page by page. Once, before the first exposure: what exposures free is kept for their next planes.
+    Takes a millisecond or two; what is needed again is had again page by page. Once, before the first exposure: what
+    exposures free is kept for their next planes.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -23,8 +23,7 @@ import psutil
 from alertprod.config import LogConfig, WorkersConfig, limited_threads
 from alertprod.errors import AlertprodError
 from alertprod.logs import bind_exposure, configure_logs, get_logger
-from alertprod.service.freed_memory import keep_freed_memory
-from alertprod.service.memory import return_free_memory
+from alertprod.service.memory import keep_freed_memory, return_free_memory
 from alertprod.service.work import PipelineFactory, WorkOrder, WorkResult
 from alertprod.service.worker_server import CONTEXT
 from alertprod.store.ledger import ClaimLost

@@ -1,11 +1,46 @@
 import ctypes
+import multiprocessing
 import os
+import resource
+import sys
+from multiprocessing.connection import Connection
 
 import numpy as np
 import psutil
 import pytest
 
-from alertprod.service.memory import return_free_memory
+from alertprod.service.memory import keep_freed_memory, return_free_memory
+
+_PLANE_BYTES = 64 << 20
+
+
+def _count_faults(connection: Connection, *, keep: bool) -> None:
+    """Fill a plane several times over; send how many pages the system had to provide after the first time."""
+    if keep and not keep_freed_memory():
+        connection.send(None)
+        return
+    for turn in range(4):
+        if turn == 1:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.empty(_PLANE_BYTES, np.uint8).fill(1)
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is of Linux's C libraries")
+def test_a_plane_takes_the_memory_of_the_one_before() -> None:
+    context = multiprocessing.get_context("spawn")
+    faults = {}
+    for keep in (False, True):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_count_faults, args=(theirs,), kwargs={"keep": keep})
+        process.start()
+        faults[keep] = ours.recv()
+        process.join(10.0)
+    if faults[True] is None:
+        pytest.skip("this C library has no mallopt")
+    # Three planes of pages of 2 MB at the largest; kept, a few of the interpreter's own.
+    assert faults[False] >= 3 * 32
+    assert faults[True] < 16
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")

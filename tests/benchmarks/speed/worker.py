@@ -19,7 +19,7 @@ from benchmarks.speed.probes import Cost, PeakMemory, measured_stages
 
 from alertprod.config import load_config
 from alertprod.factory import WorkerPipeline
-from alertprod.service.freed_memory import keep_freed_memory
+from alertprod.service.memory import keep_freed_memory
 from alertprod.service.pipeline import ExposurePipeline
 from alertprod.service.work import WorkOrder
 from alertprod.store.database import Database
