@@ -25,8 +25,9 @@ def test_a_nominal_zero_point_is_replaced_by_the_templates_scale(task, pair, sta
     faint = run(task, pair, stars, dimmed(pair.science, 0.4, njy_per_count=3.0, is_nominal=True))
     assert bright.diaSources.n_rows == faint.diaSources.n_rows > 0
     for name in ("psf_flux", "psf_flux_err", "science_flux", "template_flux"):
-        # float32 pixels, and a kernel solved from them.
-        np.testing.assert_allclose(faint.diaSources[name], bright.diaSources[name], rtol=2e-3)
+        # float32 pixels, and a kernel solved from them; a flux of next to nothing follows the centroid's last digits.
+        least = 1e-3 * bright.diaSources["psf_flux_err"].min()
+        np.testing.assert_allclose(faint.diaSources[name], bright.diaSources[name], rtol=2e-3, atol=least)
     scale = faint.scienceExposure.photo_calib.njy_per_count
     assert scale * 0.4 == pytest.approx(bright.scienceExposure.photo_calib.njy_per_count, rel=1e-3)
     template_scale = pair.template.photo_calib.njy_per_count

@@ -54,6 +54,9 @@ METHODS = {
     "writeSchemas": ("instance", ["butler", "clobber", "doBackup"]),
 }
 
+OWN_KEYWORDS = {"run": {"ownsInputs"}}
+"""What is not in the reference: by keyword alone, so that no call of the reference's means something else."""
+
 
 @pytest.fixture(scope="module")
 def made() -> ImageDifferenceTask:
@@ -71,7 +74,10 @@ def test_method_is_there_with_its_parameters_and_words(name, bound, parameters):
     found = inspect.getattr_static(ImageDifferenceTask, name)
     kind = {classmethod: "class", staticmethod: "static"}.get(type(found), "instance")
     assert kind == bound
-    names = list(inspect.signature(getattr(ImageDifferenceTask, name)).parameters)
+    found_parameters = inspect.signature(getattr(ImageDifferenceTask, name)).parameters.values()
+    own = {parameter.name for parameter in found_parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert own == OWN_KEYWORDS.get(name, set())
+    names = [parameter.name for parameter in found_parameters if parameter.name not in own]
     assert [parameter for parameter in names if parameter != "self"] == parameters
     assert inspect.getdoc(getattr(ImageDifferenceTask, name))
 
