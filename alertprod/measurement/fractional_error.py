@@ -1,6 +1,7 @@
 """The error of a difference's fluxes that grows with the flux subtracted: of the match, of the flat field, of the air."""
 
 import numpy as np
+from scipy.optimize import brentq
 
 from alertprod._typing import FloatArray
 
@@ -51,13 +52,9 @@ def estimate_fractional_error(flux: FloatArray, flux_err: FloatArray, subtracted
         return 0.0
     pull, significance = np.abs(flux[known] / flux_err[known])[order], significance[order]
 
-    def measure_width(fraction: float) -> float:
-        return float(np.median(pull / np.hypot(1.0, fraction * significance))) / _MEDIAN
+    def excess(fraction: float) -> float:
+        return float(np.median(pull / np.hypot(1.0, fraction * significance))) / _MEDIAN - 1.0
 
-    if measure_width(0.0) <= 1.0 + _SURE * _MEDIAN_ERROR / np.sqrt(len(order)):
+    if excess(0.0) <= _SURE * _MEDIAN_ERROR / np.sqrt(len(order)):
         return 0.0
-    low, high = 0.0, _HIGHEST
-    while high - low > 1e-3 * high:
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if measure_width(middle) > 1.0 else (low, middle)
-    return high
+    return _HIGHEST if excess(_HIGHEST) >= 0 else float(brentq(excess, 0.0, _HIGHEST))

@@ -1,9 +1,9 @@
 """What a worker does with memory that it has freed: it keeps the planes' and gives back what compiling took.
 
 The C library hands large blocks back at once. Each plane of a 4096² exposure is then 64 MB that the system must find
-and fill with zeros again: that was a quarter of the processor time of an exposure. What is free in the middle of the
-heap, on the other hand, stays the process's own until somebody asks, and a first worker of an installation compiles
-every loop, which takes far more than it leaves behind.
+and fill with zeros again: that was a third of the processor time from the pixels to their difference. What is free in
+the middle of the heap, on the other hand, stays the process's own until somebody asks, and a first worker of an
+installation compiles every loop, which takes far more than it leaves behind.
 """
 
 import ctypes
