@@ -229,7 +229,7 @@ class StoreConfig(_Section):
     """Free space without which the daemon does not start, on each disk it writes to: an hour of a busy camera."""
 
     template_index: PathText = Field("templates/templates.json", validate_default=True)
-    """What ``alertprod templates index`` wrote; asked when an event names no tiles."""
+    """What ``alertprod templates index`` wrote; asked when an event names no tiles and its instrument has no index of its own."""
 
     template_cache_directory: PathText = Field("template-cache", validate_default=True)
     """Decoded tiles, shared by the workers of a host; must be a local disk, tiles are memory-mapped."""
@@ -303,6 +303,9 @@ class InstrumentConfig(_Section):
 
     bands: tuple[str, ...] = ("u", "g", "r", "i", "z", "y")
     """Bands that get their own label in metrics; events in another band are processed all the same and counted as ``other``."""
+
+    template_index: PathText | None = None
+    """Its own templates, where cameras of one daemon look at the same sky; None: ``store.template_index``."""
 
     template_bands: dict[str, str] = Field(default_factory=dict)
     """Science band to the band of the templates to subtract, where they differ (an unfiltered camera against r); else the same."""

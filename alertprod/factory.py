@@ -14,7 +14,6 @@ from alertprod.association.solar_system import SolarSystemConfig
 from alertprod.config import DaemonConfig, InstrumentConfig, config_hash, load_config
 from alertprod.errors import ConfigError
 from alertprod.geometry.sphere import ARCSEC_PER_DEG, SphericalPolygon
-from alertprod.ids import EXPOSURE_BITS
 from alertprod.images.profile import InstrumentProfile, load_profile
 from alertprod.logs import get_logger
 from alertprod.metrics import Metrics
@@ -319,13 +318,14 @@ def check_config(config: DaemonConfig, *, source: str) -> dict[str, Any]:
         if settings.template_profile is not None:
             _find_profile(settings.template_profile, source=source, field=f"instruments.{name}.template_profile")
         create_task(settings.difference, source=f"{source}: [instruments.{name}]")
-        low, high = _id_range(profile)
+        low, high = profile.create_packer().bounds
         for other_low, other_high, other in ranges:
             if low < other_high and other_low < high:
                 raise ConfigError(
                     source,
                     f"instruments.{name}",
-                    f"its DiaSource ids overlap those of {other}: give their profiles different [ids] instrument_number",
+                    f"its DiaSource ids overlap those of {other}: give their profiles different [ids] instrument_number, "
+                    "and an n_detectors and n_visits that leave room for both",
                 )
         ranges.append((low, high, name))
     _check_science(config, source=source)
@@ -345,14 +345,6 @@ def _find_profile(profile: str, *, source: str, field: str) -> InstrumentProfile
         if error.source == profile and error.field == "profile":
             raise ConfigError(source, field, str(error)) from error
         raise
-
-
-def _id_range(profile: InstrumentProfile) -> tuple[int, int]:
-    """Return the packed exposure ids that a profile's packer can give, as a half-open range."""
-    if profile.ids.packer == "rubin":
-        return 0, 1 << EXPOSURE_BITS
-    span = profile.ids.n_detectors * profile.ids.n_visits
-    return profile.ids.instrument_number * span, (profile.ids.instrument_number + 1) * span
 
 
 def _open_butler(config: DaemonConfig, *, read_only: bool = False) -> "ButlerImages | None":
@@ -395,7 +387,7 @@ def _create_templates(
     asks_butler = butler is not None and config.butler.template_dataset is not None
     return TemplateStore(
         cache,
-        index_uri=None if asks_butler else config.store.template_index,
+        index_uri=None if asks_butler else settings.template_index or config.store.template_index,
         find_tiles=butler.find_tiles if butler is not None and asks_butler else None,
         profile=load_profile(settings.template_profile or settings.profile),
         n_threads=config.workers.threads_per_worker,

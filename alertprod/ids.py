@@ -19,6 +19,10 @@ _DAY_ZERO = datetime.date(2010, 1, 1).toordinal()
 _N_DETECTORS = 256
 _N_SEQUENCES = 32768
 _N_DAYS = 16384
+_N_RUBIN = _N_DETECTORS * _N_SEQUENCES * _N_DAYS
+RUBIN_INSTRUMENTS = (1 << EXPOSURE_BITS) // _N_RUBIN
+"""How many instruments that number their visits as Rubin does can share a database: two."""
+
 _TWENTY_FIRST_CENTURY_DIGITS = 13
 
 
@@ -29,10 +33,28 @@ class ExposurePacker(Protocol):
         """Return the packed id; `ValueError` names what does not fit."""
         ...
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The packed ids that there can be, half-open: instruments that share a database need disjoint ones."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RubinPacker:
-    """13-digit visits, YYYYMMDDnnnnn: detector + 256 (sequence + 32768 day), days from 2010-01-01."""
+    """13-digit visits, YYYYMMDDnnnnn: detector + 256 (sequence + 32768 day), days from 2010-01-01.
+
+    Parameters
+    ----------
+    instrument_number
+        0 gives Rubin's own ids, which leave the highest of the 38 bits clear; 1 sets it, for a second such camera.
+    """
+
+    instrument_number: int = 0
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The packed ids that there can be; see `ExposurePacker`."""
+        return self.instrument_number * _N_RUBIN, (self.instrument_number + 1) * _N_RUBIN
 
     def pack(self, *, visit: int, detector: int) -> int:
         """Return the packed id; see `ExposurePacker`."""
@@ -48,7 +70,8 @@ class RubinPacker:
         _require_range("detector", detector, _N_DETECTORS)
         _require_range("sequence number of the visit", sequence, _N_SEQUENCES)
         _require_range("days since 2010-01-01 of the visit", day, _N_DAYS)
-        return detector + _N_DETECTORS * (sequence + _N_SEQUENCES * day)
+        _require_range("instrument number", self.instrument_number, RUBIN_INSTRUMENTS)
+        return self.bounds[0] + detector + _N_DETECTORS * (sequence + _N_SEQUENCES * day)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +92,17 @@ class SequencePacker:
     n_visits: int = 1 << 24
     instrument_number: int = 0
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The packed ids that there can be; see `ExposurePacker`."""
+        span = self.n_detectors * self.n_visits
+        return self.instrument_number * span, (self.instrument_number + 1) * span
+
     def pack(self, *, visit: int, detector: int) -> int:
         """Return the packed id; see `ExposurePacker`."""
         _require_range("detector", detector, self.n_detectors)
         _require_range("visit", visit, self.n_visits)
-        packed = detector + self.n_detectors * (visit + self.n_visits * self.instrument_number)
+        packed = self.bounds[0] + detector + self.n_detectors * visit
         _require_range("packed exposure id", packed, 1 << EXPOSURE_BITS)
         return packed
 

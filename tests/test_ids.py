@@ -31,6 +31,17 @@ def test_rubin_packing_can_be_undone(day, sequence, detector):
     assert datetime.date(2010, 1, 1) + datetime.timedelta(days=day_number) == day
 
 
+@given(DAYS, st.integers(0, 32767), st.integers(0, 255))
+def test_a_second_camera_with_rubins_visits_has_ids_of_its_own(day, sequence, detector):
+    first, second = RubinPacker(), RubinPacker(instrument_number=1)
+    place = {"visit": rubin_visit(day, sequence), "detector": detector}
+    assert second.pack(**place) - first.pack(**place) == first.bounds[1] == second.bounds[0]
+    assert first.bounds[0] <= first.pack(**place) < first.bounds[1]
+    assert second.bounds[0] <= second.pack(**place) < second.bounds[1] == 2**EXPOSURE_BITS
+    with pytest.raises(ValueError, match="instrument number"):
+        RubinPacker(instrument_number=2).pack(**place)
+
+
 @pytest.mark.parametrize(
     ("visit", "detector", "problem"),
     [

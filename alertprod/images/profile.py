@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from alertprod.errors import ConfigError
-from alertprod.ids import EXPOSURE_BITS, ExposurePacker, RubinPacker, SequencePacker
+from alertprod.ids import EXPOSURE_BITS, RUBIN_INSTRUMENTS, ExposurePacker, RubinPacker, SequencePacker
 from alertprod.images.mask import MASK_PLANES
 
 PROFILES_DIRECTORY = Path(__file__).parent / "profiles"
@@ -313,7 +313,8 @@ class Ids(_Table):
     """Visits are numbered from 0 to below it."""
 
     instrument_number: int = Field(default=0, ge=0)
-    """Sets instruments apart that share one database and alert topic: each its own number."""
+    """Sets instruments apart that share one database and alert topic: each its own number, with the same `packer`,
+    `n_detectors` and `n_visits`. Two fit with ``rubin``, as many with ``sequence`` as those two leave room for."""
 
     @model_validator(mode="after")
     def _require_room(self) -> Self:
@@ -321,6 +322,11 @@ class Ids(_Table):
             1 << EXPOSURE_BITS
         ):
             msg = f"n_detectors * n_visits * (instrument_number + 1) exceeds 2**{EXPOSURE_BITS}"
+            raise ValueError(msg)
+        if self.packer == "rubin" and self.instrument_number >= RUBIN_INSTRUMENTS:
+            msg = (
+                f"instrument_number is {self.instrument_number}; {RUBIN_INSTRUMENTS} instruments with packer rubin fit"
+            )
             raise ValueError(msg)
         return self
 
@@ -369,7 +375,7 @@ class InstrumentProfile(_Table):
     def create_packer(self) -> ExposurePacker:
         """Return the packer of this instrument's visits and detectors."""
         if self.ids.packer == "rubin":
-            return RubinPacker()
+            return RubinPacker(instrument_number=self.ids.instrument_number)
         return SequencePacker(
             n_detectors=self.ids.n_detectors, n_visits=self.ids.n_visits, instrument_number=self.ids.instrument_number
         )

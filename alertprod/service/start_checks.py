@@ -159,10 +159,15 @@ def check_schemas(knows: Callable[[int], bool], schema_id: int) -> Iterator[Find
 
 
 def check_templates(config: DaemonConfig) -> Iterator[Finding]:
-    """Look at the template index, and whether its tiles are where it says."""
+    """Look at the template indices, and whether their tiles are where they say."""
     if config.butler.template_dataset is not None:
         return  # the repository is asked, and opening it has looked
-    uri = config.store.template_index
+    indices = (settings.template_index or config.store.template_index for settings in config.instruments.values())
+    for uri in dict.fromkeys(indices):
+        yield from _check_template_index(uri)
+
+
+def _check_template_index(uri: str) -> Iterator[Finding]:
     path = local_path(uri)
     if path is not None and not Path(path).exists():
         problem = f"{uri}: no such file; events must name their tiles (make it with `alertprod templates index`)"

@@ -93,6 +93,10 @@ def test_an_index_that_is_missing_is_a_remark_and_one_whose_tiles_are_gone_is_no
     index = small_night.templates_directory / "templates.json"
     good = config.model_copy(update={"store": config.store.model_copy(update={"template_index": str(index)})})
     assert list(check_templates(good)) == []
+    own = InstrumentConfig(template_index=str(tmp_path / "own.json"))
+    both = good.model_copy(update={"instruments": {**good.instruments, "Own": own}})
+    (finding,) = check_templates(both)
+    assert f"{tmp_path}/own.json: no such file" in finding.problem
 
     (tmp_path / "templates.json").write_bytes(index.read_bytes())  # its tiles are named relative to it
     (finding,) = check_templates(config)
