@@ -24,6 +24,9 @@ LATENCY_EDGES_S: Final = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 90, 120, 180, 3
 STAGE_EDGES_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
 """From a database round trip to a stage that eats the whole budget."""
 
+POLL_EDGES_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
+"""The loop is to turn every second whatever happens; /livez gives it up at 30."""
+
 STAGES: Final = (
     "claim",
     "load",
@@ -198,6 +201,12 @@ class Metrics:
         )
         self._stage = self._histogram(
             "stage_seconds", "Wall time of a stage of an exposure.", ("stage",), STAGE_EDGES_S
+        )
+        self.poll_interval_seconds = self._histogram(
+            "poll_interval_seconds",
+            "From one poll of the broker to the next: beyond 1 s something holds the loop up, beyond 30 s it is wedged.",
+            (),
+            POLL_EDGES_S,
         )
         self._figures = {
             name: self._histogram(name, meaning, by_exposure, edges) for name, (edges, meaning) in FIGURES.items()

@@ -195,6 +195,7 @@ class AlertDaemon:
         self._event_at: float | None = None
         self._producer_started = False
         self._alive_at = self._serve_at = 0.0
+        self._polled_at: float | None = None
 
     def stop(self) -> None:
         """Take nothing new, finish what is in flight, and let `run` return; safe in a signal handler."""
@@ -256,7 +257,7 @@ class AlertDaemon:
         self._publisher.submit(self._on_producer_started, self._producer.start)
 
     def _turn(self, poll_s: float) -> None:
-        self._health.beat()
+        self._beat()
         self._poll_events(poll_s)
         self._advance()
         self._chores.turn()
@@ -264,6 +265,14 @@ class AlertDaemon:
             self._reload_requested = False
             if self._reload is not None:
                 self._clerk.submit(self._on_reloaded, partial(self._reload, self._config))
+
+    def _beat(self) -> None:
+        """Say that the broker is served now."""
+        self._health.beat()
+        now = self._clock.monotonic_s()
+        if self._polled_at is not None:
+            self._metrics.poll_interval_seconds.observe(now - self._polled_at)
+        self._polled_at = now
 
     def _poll_events(self, poll_s: float) -> None:
         try:
@@ -331,7 +340,7 @@ class AlertDaemon:
             if state.job is not None and not state.job.is_under_way:
                 self._exposures.drop(state.job, "its partition is being revoked")
         while any(state.job is not None for state in states) and self._clock.monotonic_s() < until:
-            self._health.beat()
+            self._beat()
             self._advance()
             self._consumer.serve()
             time.sleep(_BUSY_POLL_S)

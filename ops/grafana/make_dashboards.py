@@ -256,6 +256,12 @@ ROWS = (
                 "Acknowledged messages and committed transactions; undelivered and aborted should stay at 0.",
                 low=0,
             ),
+            Panel(
+                "Slowest turn of the poll loop",
+                (Query(_quantile(1, "alertprod_poll_interval_seconds", "instance", where='job="alertprod"'), "{{instance}}"),),
+                "Upper edge of its bucket: beyond 1 s something holds the loop up that should not.",
+                unit="s", width=24, limit=1.0, low=0,
+            ),
         ),
     ),
     Row(
