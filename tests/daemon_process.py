@@ -24,6 +24,7 @@ from traps import lay_in_daemon
 
 from alertprod.config import DaemonConfig, HttpConfig, KafkaConfig, LimitsConfig, LogConfig, TopicsConfig, WorkersConfig
 from alertprod.logs import configure_logs
+from alertprod.metrics import parse_metrics
 from alertprod.service.clock import Clock
 from alertprod.service.daemon import AlertDaemon
 from alertprod.service.health import Health, HealthServer
@@ -180,6 +181,12 @@ class DaemonProcess:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+
+    def n_turns_beyond(self, seconds: float) -> float:
+        """Return how many times the loop took longer from poll to poll; one of the histogram's edges."""
+        samples = parse_metrics(self.ask("/metrics")[1])
+        buckets = {float(labels["le"]): n for labels, n in samples["alertprod_poll_interval_seconds_bucket"]}
+        return buckets[float("inf")] - buckets[seconds]
 
     def kill(self) -> None:
         self.process.kill()

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from daemon_fakes import N_ALERTS
 from daemon_process import DaemonProcess, Settings, make_topics
+from kafka_broker import ExistingBroker
 
 from alertprod.store.database import Database
 from alertprod.store.ledger import ExposureKey, Ledger, LedgerRow, LedgerState
@@ -29,6 +31,15 @@ def topic_partitions(prefix: str, lanes: int = 2) -> dict[str, int]:
     return {topics.visit_ready: lanes, topics.next_visit: 1} | dict.fromkeys(
         (topics.alerts, topics.visit_summary, topics.dead_letters, topics.replay), 1
     )
+
+
+def make_site(
+    folder: Path, broker: ExistingBroker, *, lanes: int = 2, delivery: str = "exactly-once", **facts
+) -> "Site":
+    """Make topics of its own on a broker."""
+    prefix = f"faults-{uuid.uuid4().hex[:8]}"
+    broker.create_topics(topic_partitions(prefix, lanes))
+    return Site(folder / "site", broker.bootstrap_servers, delivery, prefix, lanes=lanes, **facts)
 
 
 @dataclass
@@ -101,6 +112,17 @@ class Site:
             return Ledger(database).get(ExposureKey("Camera", visit, 0))
         finally:
             database.close()
+
+    def wait_all_done(self, daemon: DaemonProcess, visits: Collection[int], *, timeout_s: float = 120.0) -> None:
+        """Wait until every offset is committed and these visits are published."""
+        daemon.wait_until(lambda: self.uncommitted() == 0, timeout_s=timeout_s)
+        self.wait_published(daemon, visits)
+
+    def wait_published(self, daemon: DaemonProcess, visits: Collection[int]) -> None:
+        """Wait until the ledger says so of these visits."""
+        daemon.wait_until(
+            lambda: all((row := self.row(visit)) and row.state == LedgerState.PUBLISHED for visit in visits)
+        )
 
     def is_at_work_on(self, visit: int) -> bool:
         return (self.folder / "diary" / f"{visit}.0").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from astropy.io import fits
+from daemon_site import Site, make_site
 from observatory import Exposure, Measured, Observatory, make_event, make_observatory
 
 from alertprod.service.clock import Clock
@@ -143,3 +144,9 @@ def announce(observatory: Observatory, night: Night) -> None:
     with AlertProducer(observatory.broker.bootstrap_servers) as producer:
         value = encode_next_visit(visit)
         producer.publish([OutgoingMessage(topic=observatory.topics.next_visit, key=visit.key, value=value)])
+
+
+@pytest.fixture
+def sqlite_site(tmp_path, kafka_broker) -> Site:
+    """Topics and a folder for daemons with the fake pipeline."""
+    return make_site(tmp_path, kafka_broker)

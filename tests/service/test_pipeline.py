@@ -1,6 +1,7 @@
 """`ExposurePipeline` with everything real but Kafka: FITS files, template tiles, SQLite, outbox, ledger."""
 
 import copy
+import pickle
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,6 +258,14 @@ def test_result_has_times_figures_and_use_of_the_cache(bench, night):
     assert (first.cache.misses, first.cache.hits) == (n_tiles, 0)
     assert (second.cache.misses, second.cache.hits) == (0, n_tiles)
     assert second.cache.size_bytes == first.cache.size_bytes > 0
+
+
+def test_what_a_worker_hands_over_does_not_grow_with_its_alerts(make_bench, night):
+    many, none = make_bench(), make_bench(**{"detection.thresholdValue": 1e6})
+    with_alerts, without = many.process(many.event(night)), none.process(none.event(night))
+    assert with_alerts.outbox.n_messages >= 5 > without.outbox.n_messages == 0
+    assert len(pickle.dumps(with_alerts)) == pytest.approx(len(pickle.dumps(without)), abs=500)
+    assert Path(with_alerts.outbox.uri).stat().st_size > 100 * len(pickle.dumps(with_alerts))
 
 
 def test_the_event_has_the_last_word_on_times(bench, night):
