@@ -1,9 +1,15 @@
-"""Bands of an image's rows, shared by as many threads as compiled loops may have in this process."""
+"""Bands of an image's rows, shared by as many threads as compiled loops may have in this process.
+
+The threads are kept from call to call: an exposure has some seventy such calls, and starting threads for each took a
+tenth of a second.
+"""
 
 import itertools
+import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from numba import config as numba_config
 
@@ -41,8 +47,7 @@ def map_bands(function: Callable[[int, int], _Result], n_rows: int, *, height: i
     height
         Rows of a band.
     """
-    starts = range(0, n_rows, height)
-    return map_threads(lambda first: function(first, min(first + height, n_rows)), starts)
+    return map_threads(lambda rows: function(rows.start, rows.stop), row_bands(n_rows, height=height))
 
 
 def map_threads(
@@ -53,11 +58,56 @@ def map_threads(
     Parameters
     ----------
     n_threads
-        As many as ``NUMBA_NUM_THREADS`` says where absent, by default one a core: what a worker is allowed.
+        As many as ``NUMBA_NUM_THREADS`` says where absent, by default one a core: what a worker is allowed. The caller's
+        is one of them, so that a function may itself call this: where all others are busy it does everything alone.
+
+    Notes
+    -----
+    Of several errors the one of the first item is raised, once nobody is at work any more; what was not begun by then
+    is left.
     """
-    items = list(items)
-    n_threads = min(numba_config.NUMBA_NUM_THREADS if n_threads is None else n_threads, len(items))
-    if n_threads <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(n_threads) as pool:
-        return list(pool.map(function, items))
+    work = _Work(function, list(items))
+    n_threads = min(numba_config.NUMBA_NUM_THREADS if n_threads is None else n_threads, len(work.results))
+    helpers = [_HELPERS.submit(work.take_part) for _ in range(n_threads - 1)]
+    work.take_part()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+    if work.errors:
+        raise work.errors[min(work.errors)]
+    return work.results
+
+
+class _Work(Generic[_Item, _Result]):
+    """Items that several threads do, each the next one that nobody has."""
+
+    def __init__(self, function: Callable[[_Item], _Result], items: list[_Item]) -> None:
+        self._function, self._left = function, deque(enumerate(items))
+        self.results: list[_Result] = [None] * len(items)  # type: ignore[list-item]  # until each is done
+        self.errors: dict[int, BaseException] = {}
+
+    def take_part(self) -> None:
+        """Do items until there are none, or one has failed."""
+        while self._left and not self.errors:
+            try:
+                number, item = self._left.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                self.results[number] = self._function(item)
+            except BaseException as error:  # noqa: BLE001 - the caller raises it
+                self.errors[number] = error
+
+
+_MAX_HELPERS = 256
+"""More than anybody asks for; a thread starts when it is first needed."""
+
+
+def _make_helpers() -> None:
+    global _HELPERS  # noqa: PLW0603 - threads do not live on in a forked process
+    _HELPERS = ThreadPoolExecutor(_MAX_HELPERS, thread_name_prefix="bands")
+
+
+_HELPERS: ThreadPoolExecutor
+_make_helpers()
+os.register_at_fork(after_in_child=_make_helpers)

@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import io
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +24,7 @@ from alertprod.geometry.box import Box
 from alertprod.images.exposure import Exposure
 from alertprod.images.mask import MASK_PLANES, plane_bits
 from alertprod.measurement.catalog import Catalog
+from alertprod.psf.model import PointSpreadFunction
 
 if TYPE_CHECKING:
     from astropy.nddata import CCDData
@@ -29,6 +33,9 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 2880
 _CARD_BYTES = 80
+
+_PSFS_AT_ONCE = 256
+"""PSFs that are drawn together: enough to be quick, few enough to take some megabytes."""
 
 GOOD_PLANES = ("DETECTED", "DETECTED_NEGATIVE", "INJECTED", "INJECTED_TEMPLATE", "HIGH_VARIANCE")
 """Planes that say something about a pixel, but not that it must not be used; all others make MASK 1."""
@@ -103,11 +110,11 @@ def make_cutouts(
     n_without_psf, problems = 0, 0
     for exposure in (difference, science, template):
         column: list[bytes | None] = []
-        for place in places:
+        for place, draw in zip(places, _draw_psfs(exposure, places, max_size=config.max_psf_size), strict=True):
             cutout = None
             if place is not None and exposure is not None:
                 try:
-                    psf_image = _draw_psf(exposure, x=place.x, y=place.y, max_size=config.max_psf_size)
+                    psf_image = draw()
                     cutout = _encode_cutout(exposure, place, psf_image, with_mask_bits=config.with_mask_bits)
                     n_without_psf += psf_image is None
                 except Exception:  # noqa: BLE001 - the alert is worth more than its picture, whatever this is
@@ -190,13 +197,38 @@ def _wcs_cards(x: float, y: float, ra_deg: float, dec_deg: float, jacobian: Floa
     ]
 
 
-def _draw_psf(exposure: Exposure, *, x: float, y: float, max_size: int | None) -> FloatArray | None:
-    if exposure.psf is None:
+def _draw_psfs(
+    exposure: Exposure | None, places: Sequence[_Place | None], *, max_size: int | None
+) -> Iterator[Callable[[], FloatArray | None]]:
+    """Yield what gives the PSF's image at each place; None where it cannot be drawn."""
+    psf = None if exposure is None else exposure.psf
+    for first in range(0, len(places), _PSFS_AT_ONCE):
+        part = places[first : first + _PSFS_AT_ONCE]
+        images: FloatArray | None = None
+        if psf is not None:
+            x, y = np.array([(np.nan, np.nan) if place is None else (place.x, place.y) for place in part]).T
+            # Whichever place has a PSF that fails: each is asked by itself then, and it costs that one's cutout.
+            with suppress(Exception):
+                images = psf.compute_kernel_images(x=x, y=y)
+        for k, place in enumerate(part):
+            if images is not None:
+                yield partial(_trim_psf, images[k], max_size)
+            else:
+                yield partial(_draw_psf, psf, place, max_size)
+
+
+def _draw_psf(psf: PointSpreadFunction | None, place: _Place | None, max_size: int | None) -> FloatArray | None:
+    if psf is None or place is None:
         return None
     try:
-        image = exposure.psf.compute_kernel_image(x=x, y=y)
+        image = psf.compute_kernel_image(x=place.x, y=place.y)
     except (ValueError, ArithmeticError, AlertprodError):
         return None
+    return _trim_psf(image, max_size)
+
+
+def _trim_psf(image: FloatArray, max_size: int | None) -> FloatArray | None:
+    """Return the middle of an image; None where it has a pixel that is not finite."""
     if not np.isfinite(image).all():
         return None
     if max_size is not None and image.shape[0] > max_size:

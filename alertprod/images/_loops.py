@@ -30,30 +30,49 @@ def compute_pulls(image: FloatArray, variance: FloatArray, usable: BoolArray, pu
 
 
 @njit(cache=True, nogil=True)
-def select_between(values: FloatArray, low: float, high: float, inside: FloatArray) -> tuple[int, int, int]:
-    """Copy the finite values from `low` to `high`; return how many are finite, how many below, how many were copied."""
-    n_finite, n_below, n_inside = 0, 0, 0
+def select_between(
+    values: FloatArray, lows: FloatArray, highs: FloatArray, inside: FloatArray, n_below: IntArray, n_inside: IntArray
+) -> int:
+    """Copy the finite values of each range to a row of `inside`; return how many values are finite.
+
+    Parameters
+    ----------
+    values
+        Contiguous.
+    lows, highs
+        The ranges, of the values' own type; their ends belong to them.
+    inside
+        One row for each range, as long as `values`.
+    n_below, n_inside
+        Set to how many values lie below each range, and how many were copied.
+    """
+    n_finite = 0
     one, zero = np.int32(1), np.int32(0)
+    n_below[:], n_inside[:] = 0, 0
     for start in range(0, values.size, _BLOCK):
         part = values[start : start + _BLOCK]
-        # Counted in numbers as short as the values, by the processor's vectors.
-        finite, below, within = zero, zero, zero
+        finite = zero
         for i in range(part.size):
-            value = part[i]
             # A finite number less itself is zero; nothing else is.
-            is_finite = value - value == 0
-            finite += one if is_finite else zero
-            below += one if is_finite & (value < low) else zero
-            within += one if is_finite & (value >= low) & (value <= high) else zero
+            finite += one if part[i] - part[i] == 0 else zero
         n_finite += int(finite)
-        n_below += int(below)
-        if within:
+        for k in range(lows.size):
+            low, high = lows[k], highs[k]
+            # Counted in numbers as short as the values, by the processor's vectors.
+            below, within = zero, zero
             for i in range(part.size):
                 value = part[i]
-                if value - value == 0 and low <= value <= high:
-                    inside[n_inside] = value
-                    n_inside += 1
-    return n_finite, n_below, n_inside
+                is_finite = value - value == 0
+                below += one if is_finite & (value < low) else zero
+                within += one if is_finite & (value >= low) & (value <= high) else zero
+            n_below[k] += int(below)
+            if within:
+                for i in range(part.size):
+                    value = part[i]
+                    if value - value == 0 and low <= value <= high:
+                        inside[k, n_inside[k]] = value
+                        n_inside[k] += 1
+    return n_finite
 
 
 @njit(cache=True, nogil=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from alertprod._bands import row_bands
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import IntArray
 
 MASK_PLANES: Mapping[str, int] = {
@@ -43,7 +43,7 @@ def plane_bits(*names: str) -> int:
 
 def count_set(mask: IntArray, bits: int) -> int:
     """Return the number of pixels with any of the bits, a few rows at a time: no plane of answers is made."""
-    return sum(int(np.count_nonzero(mask[rows] & bits)) for rows in row_bands(len(mask)))
+    return sum(map_threads(lambda rows: int(np.count_nonzero(mask[rows] & bits)), row_bands(len(mask))))
 
 
 def remap_planes(mask: IntArray, file_planes: Mapping[str, int]) -> tuple[IntArray, list[str]]:

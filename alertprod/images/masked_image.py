@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alertprod._bands import map_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.geometry.box import Box
 from alertprod.images import _loops
@@ -87,7 +88,12 @@ class MaskedImage:
         good: BoolArray
         if all(plane.flags.c_contiguous for plane in (self.image, self.mask, self.variance)):
             good = np.empty(self.shape, dtype=np.bool_)
-            _loops.find_usable(self.image, self.mask, self.variance, bad_planes, good)
+
+            def find(first: int, last: int) -> None:
+                rows = slice(first, last)
+                _loops.find_usable(self.image[rows], self.mask[rows], self.variance[rows], bad_planes, good[rows])
+
+            map_bands(find, self.shape[0])
             return good
         # Views of a part: small, and of too many kinds to compile a loop for each.
         good = (self.mask & bad_planes) == 0

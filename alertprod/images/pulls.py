@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alertprod._bands import map_bands
-from alertprod._typing import BoolArray, FloatArray
+from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.images import _loops
 
 _IQR_TO_SIGMA = 0.741301109252801
@@ -56,23 +56,35 @@ def compute_quantiles(values: FloatArray, fractions: Sequence[float]) -> list[fl
     flat = values.reshape(-1)
     sample = flat[:: max(1, flat.size // _N_SAMPLE)]
     sample = np.sort(sample[np.isfinite(sample)])
-    return [_find_quantile(flat, sample, fraction) for fraction in fractions]
+    ranges = np.array([_find_range(sample, fraction) for fraction in fractions], dtype=flat.dtype)
+    lows, highs = np.ascontiguousarray(ranges.T)
+
+    def look(first: int, last: int) -> tuple[int, IntArray, list[FloatArray]]:
+        inside = np.empty((len(ranges), last - first), dtype=flat.dtype)
+        n_below, n_inside = np.empty((2, len(ranges)), dtype=np.int64)
+        n_finite = _loops.select_between(flat[first:last], lows, highs, inside, n_below, n_inside)
+        return n_finite, n_below, [row[:n].copy() for row, n in zip(inside, n_inside, strict=True)]
+
+    numbers_finite, numbers_below, parts = zip(*map_bands(look, flat.size, height=_AT_ONCE), strict=True)
+    n_finite, n_below = sum(numbers_finite), sum(numbers_below)
+    return [
+        _pick(flat, fraction, n_finite, int(n), np.concatenate(inside))
+        for fraction, n, inside in zip(fractions, n_below, zip(*parts, strict=True), strict=True)
+    ]
 
 
-def _find_quantile(flat: FloatArray, sample: FloatArray, fraction: float) -> float:
+def _find_range(sample: FloatArray, fraction: float) -> tuple[float, float]:
+    """Return between which values a quantile is, as far as a sorted sample can tell."""
     place = fraction * (len(sample) - 1)
     margin = _SAMPLE_ERRORS * np.sqrt(fraction * (1.0 - fraction) * len(sample)) + 2.0
     first, last = int(np.floor(place - margin)), int(np.ceil(place + margin))
-    low = sample[first] if first >= 0 else flat.dtype.type(-np.inf)
-    high = sample[last] if last < len(sample) else flat.dtype.type(np.inf)
+    low = sample[first] if first >= 0 else -np.inf
+    high = sample[last] if last < len(sample) else np.inf
+    return low, high
 
-    def look(first: int, last: int) -> tuple[int, int, FloatArray]:
-        inside = np.empty(last - first, dtype=flat.dtype)
-        n_finite, n_below, n_inside = _loops.select_between(flat[first:last], low, high, inside)
-        return n_finite, n_below, inside[:n_inside].copy()
 
-    numbers_finite, numbers_below, parts = zip(*map_bands(look, flat.size, height=_AT_ONCE), strict=True)
-    n, n_below, inside = sum(numbers_finite), sum(numbers_below), np.concatenate(parts)
+def _pick(flat: FloatArray, fraction: float, n: int, n_below: int, inside: FloatArray) -> float:
+    """Return a quantile of `n` finite values, of which `n_below` lie below those of its range."""
     if n == 0:
         return float("nan")
     place = fraction * (n - 1)

@@ -47,3 +47,21 @@ def resample_stamp(
                 total += weights_y[j] * line
             image[row, column] = total
     return image
+
+
+@numba.njit(cache=True, nogil=True)
+def resample_stamps(
+    stamps: FloatArray,
+    jacobians: FloatArray,
+    x: FloatArray,
+    y: FloatArray,
+    dx: FloatArray,
+    dy: FloatArray,
+    size: int,
+    table: FloatArray,
+) -> FloatArray:
+    """Interpolate stamps, each with its own place and derivatives: `resample_stamp` along the first axes."""
+    images = np.empty((len(stamps), size, size))
+    for n in range(len(stamps)):
+        images[n] = resample_stamp(stamps[n], jacobians[n], x[n], y[n], dx[n], dy[n], size, table)
+    return images

@@ -70,6 +70,11 @@ class PointSpreadFunction(ABC):
                 continue
         return images
 
+    def compute_kernel_images(self, *, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return `compute_kernel_image` at many positions, ``(n, size, size)``; NaN where there is none."""
+        x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        return self.compute_offset_images(x=x, y=y, dx=np.zeros_like(x), dy=np.zeros_like(y))
+
     def compute_stellar_images(self, *, x: FloatArray, y: FloatArray) -> FloatArray:
         """Return stars of unit flux at many positions, on the pixels of `compute_stellar_image`; NaN where there is none."""
         x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)

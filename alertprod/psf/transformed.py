@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 
 from alertprod._typing import FloatArray
 from alertprod.psf._lanczos import kernel_table
-from alertprod.psf._loops import resample_stamp
+from alertprod.psf._loops import resample_stamps
 from alertprod.psf.convolution import convolve_full
 from alertprod.psf.model import PointSpreadFunction
 
@@ -20,13 +20,13 @@ _MAX_STRETCH = 8.0
 
 
 class PointMapping(Protocol):
-    """Where a point of the target grid lies on the source grid."""
+    """Where points of the target grid lie on the source grid."""
 
-    def evaluate_point(self, *, x: float, y: float) -> tuple[float, float]:
-        """Return the source position of a target position, pixels."""
+    def evaluate(self, *, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the source positions of target positions, pixels; NaN where there is none."""
 
-    def compute_jacobian(self, *, x: float, y: float) -> FloatArray:
-        """Return d(source x, y)/d(target x, y) at a target position, shape ``(2, 2)``."""
+    def compute_jacobian(self, *, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return d(source x, y)/d(target x, y) at target positions, shape ``(n, 2, 2)``."""
 
 
 class WarpedPsf(PointSpreadFunction):
@@ -66,7 +66,8 @@ class WarpedPsf(PointSpreadFunction):
         self._average_position = (float(average_position[0]), float(average_position[1]))
         self._kernel = kernel
         if size is None:
-            jacobian = mapping.compute_jacobian(x=average_position[0], y=average_position[1])
+            x, y = np.array(self._average_position)[:, None]
+            (jacobian,) = mapping.compute_jacobian(x=x, y=y)
             # A place that maps nowhere says nothing about the scale.
             smallest = float(np.linalg.svd(jacobian, compute_uv=False)[-1]) if np.isfinite(jacobian).all() else 0.0
             stretch = min(1.0 / smallest, _MAX_STRETCH) if smallest > 0 else 1.0
@@ -92,23 +93,33 @@ class WarpedPsf(PointSpreadFunction):
         ValueError
             Raised if the position has no counterpart on the source grid.
         """
-        x_source, y_source = self._mapping.evaluate_point(x=x, y=y)
-        jacobian = np.ascontiguousarray(self._mapping.compute_jacobian(x=x, y=y), dtype=np.float64)
-        if not (np.isfinite(x_source) and np.isfinite(y_source) and np.isfinite(jacobian).all()):
-            msg = f"x {x:.1f}, y {y:.1f} does not map to the source grid"
+        (image,) = self.compute_offset_images(x=np.array([x]), y=np.array([y]), dx=np.array([dx]), dy=np.array([dy]))
+        if not np.isfinite(image).all():
+            msg = f"x {x:.1f}, y {y:.1f} does not map to the source grid, or there is no PSF there"
             raise ValueError(msg)
-        stamp, box = self._psf.compute_stellar_image(x=x_source, y=y_source)
-        image = resample_stamp(
-            np.ascontiguousarray(stamp, dtype=np.float64),
-            jacobian,
-            x_source - box.x_min,
-            y_source - box.y_min,
-            dx,
-            dy,
+        return image
+
+    def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
+        """Return many warped PSFs at once; see `PointSpreadFunction`."""
+        images = np.full((len(x), self._size, self._size), np.nan)
+        x_source, y_source = self._mapping.evaluate(x=x, y=y)
+        jacobians = self._mapping.compute_jacobian(x=x, y=y)
+        known = np.isfinite(x_source) & np.isfinite(y_source) & np.isfinite(jacobians).all(axis=(1, 2))
+        x_source, y_source = x_source[known], y_source[known]
+        stamps = self._psf.compute_stellar_images(x=x_source, y=y_source)
+        half = self._psf.size // 2
+        drawn = resample_stamps(
+            stamps,
+            np.ascontiguousarray(jacobians[known]),
+            x_source - (np.floor(x_source + 0.5) - half),
+            y_source - (np.floor(y_source + 0.5) - half),
+            np.ascontiguousarray(dx[known], dtype=float),
+            np.ascontiguousarray(dy[known], dtype=float),
             self._size,
             kernel_table(self._kernel),
         )
-        return image / image.sum()
+        images[known] = drawn / drawn.sum(axis=(1, 2), keepdims=True)
+        return images
 
 
 _BATCH = 64
@@ -173,17 +184,36 @@ class MosaicPsf(PointSpreadFunction):
         return self._average_position
 
     def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
-        """Return the mean PSF of the tiles at (x, y), sum 1; see `PointSpreadFunction`."""
+        """Return the mean PSF of the tiles at (x, y), sum 1; see `PointSpreadFunction`.
+
+        Raises
+        ------
+        ValueError
+            Raised if the PSF of a tile there is not defined.
+        """
+        (image,) = self.compute_offset_images(x=np.array([x]), y=np.array([y]), dx=np.array([dx]), dy=np.array([dy]))
+        if not np.isfinite(image).all():
+            msg = f"a tile has no PSF at x {x:.1f}, y {y:.1f}"
+            raise ValueError(msg)
+        return image
+
+    def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
+        """Return many mean PSFs at once; see `PointSpreadFunction`."""
+        images = np.zeros((len(x), self._size, self._size))
+        known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         _, n_rows, n_columns = self._weights.shape
-        row = min(max(int((y + 0.5) // self._block), 0), n_rows - 1)
-        column = min(max(int((x + 0.5) // self._block), 0), n_columns - 1)
-        image = np.zeros((self._size, self._size))
-        for psf, weight in zip(self._psfs, self._weights[:, row, column], strict=True):
-            if weight > 0:
-                rim = (self._size - psf.size) // 2
-                inner = slice(rim, self._size - rim)
-                image[inner, inner] += float(weight) * psf.compute_offset_image(x=x, y=y, dx=dx, dy=dy)
-        return image / image.sum()
+        rows = np.clip((y[known] + 0.5) // self._block, 0, n_rows - 1).astype(int)
+        columns = np.clip((x[known] + 0.5) // self._block, 0, n_columns - 1).astype(int)
+        for psf, weights in zip(self._psfs, self._weights, strict=True):
+            weight = weights[rows, columns]
+            of_tile = known[weight > 0]
+            rim = (self._size - psf.size) // 2
+            inner = slice(rim, self._size - rim)
+            images[of_tile, inner, inner] += weight[weight > 0, None, None] * psf.compute_offset_images(
+                x=x[of_tile], y=y[of_tile], dx=dx[of_tile], dy=dy[of_tile]
+            )
+        totals = images.sum(axis=(1, 2), keepdims=True)
+        return np.divide(images, totals, out=np.full_like(images, np.nan), where=totals > 0)
 
 
 class ConvolvedPsf(PointSpreadFunction):

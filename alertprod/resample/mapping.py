@@ -153,23 +153,17 @@ class PixelMapping:
         x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
         return self._interpolate(self._x_nodes, x, y), self._interpolate(self._y_nodes, x, y)
 
-    def evaluate_point(self, *, x: float, y: float) -> tuple[float, float]:
-        """Return the source position of one target position."""
-        x_source, y_source = self.evaluate(x=x, y=y)
-        return float(x_source), float(y_source)
-
     def compute_area_ratio(self, *, x: FloatArray | float, y: FloatArray | float) -> FloatArray:
         """Return the area of a target pixel in source pixels."""
         x, y = np.broadcast_arrays(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
         return self._interpolate(self._area_nodes, x, y)
 
-    def compute_jacobian(self, *, x: float, y: float) -> FloatArray:
-        """Return d(source x, y)/d(target x, y), shape ``(2, 2)``: the mean over a cell about (x, y)."""
+    def compute_jacobian(self, *, x: FloatArray | float, y: FloatArray | float) -> FloatArray:
+        """Return d(source x, y)/d(target x, y), shape ``(..., 2, 2)``: the mean over a cell about each (x, y)."""
         half = 0.5 * self._step
-        x_ends, y_ends = self.evaluate(x=np.array([x + half, x - half, x, x]), y=np.array([y, y, y + half, y - half]))
-        return np.array(
-            [[x_ends[0] - x_ends[1], x_ends[2] - x_ends[3]], [y_ends[0] - y_ends[1], y_ends[2] - y_ends[3]]]
-        ) / (2.0 * half)
+        steps_x, steps_y = np.array([[half, -half, 0.0, 0.0], [0.0, 0.0, half, -half]])
+        ends = self.evaluate(x=np.asarray(x)[..., None] + steps_x, y=np.asarray(y)[..., None] + steps_y)
+        return np.stack([source[..., 0::2] - source[..., 1::2] for source in ends], axis=-2) / (2.0 * half)
 
     def crop_to_source(self, source_shape: tuple[int, int]) -> tuple[Box, "PixelMapping"] | None:
         """Return the part of the mapping that matters for a source image.

@@ -7,6 +7,7 @@ stamps' equations are kept in the whole basis too, so that a new star changes th
 import numpy as np
 from scipy.optimize import brentq
 
+from alertprod._bands import map_threads
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.errors import BadSubtraction, InsufficientKernelSources
 from alertprod.geometry.box import Box
@@ -281,7 +282,9 @@ class KernelClipping:
             orders = self._bearable(config.spatial_kernel_order, _STARS_PER_TERM), background
             return self._solve_at(orders), orders
         highest = self._bearable(max(config.spatial_kernel_order, config.max_spatial_kernel_order), _STARS_PER_CHOICE)
-        solutions = [self._solve_at((order, background)) for order in range(highest + 1)]
+        solutions = map_threads(
+            lambda order: self._solve_at((order, background)), range(highest + 1), n_threads=config.n_threads
+        )
         best = int(np.argmin([self._predict_error(s, (order, background)) for order, s in enumerate(solutions)]))
         return solutions[best], (best, background)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import BoolArray, FloatArray
 from alertprod.errors import ExposureMismatch, TaskError, UnusableExposure
 from alertprod.images.exposure import Exposure
@@ -34,9 +35,6 @@ nanojansky in Jy up."""
 
 PLAUSIBLE_SIGMA_NJY = (1e-12, 1e12)
 """Noise of a pixel in nJy, of any camera: all-sky ones come near the upper end. Beyond, fluxes leave float32."""
-
-_ROWS_AT_ONCE = 32
-"""Rows that are looked at in one go: they stay in a processor's cache."""
 
 _SAMPLED_ROWS = 64
 """One row in so many is looked at first: in all but broken images that is enough, and costs nothing."""
@@ -171,11 +169,11 @@ def exclude_implausible(which: str, exposure: Exposure) -> tuple[Exposure, int]:
         np.float32(PLAUSIBLE_PULL * typical**0.5),
         np.float32(PLAUSIBLE_VARIANCE_RATIO * typical),
     )
-    blocks = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, planes.shape[0], _ROWS_AT_ONCE)]
-    if not any(
-        (np.abs(planes.image[rows]) > most_pixel).any() or (planes.variance[rows] < least_variance).any()
-        for rows in blocks
-    ):
+
+    def has_implausible(rows: slice) -> bool:
+        return bool((np.abs(planes.image[rows]) > most_pixel).any() or (planes.variance[rows] < least_variance).any())
+
+    if not any(map_threads(has_implausible, row_bands(planes.shape[0]))):
         return exposure, 0
     usable = planes.usable(plane_bits("NO_DATA"))
     beyond = usable & ((np.abs(planes.image) > most_pixel) | (planes.variance < least_variance))

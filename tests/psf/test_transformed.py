@@ -18,12 +18,12 @@ class Affine:
     def __init__(self, matrix, *, x=0.0, y=0.0):
         self.matrix, self.x, self.y = np.asarray(matrix, dtype=float), x, y
 
-    def evaluate_point(self, *, x, y):
-        x_source, y_source = self.matrix @ [x, y] + [self.x, self.y]
-        return float(x_source), float(y_source)
+    def evaluate(self, *, x, y):
+        x_source, y_source = self.matrix @ np.stack([x, y]) + np.array([[self.x], [self.y]])
+        return x_source, y_source
 
     def compute_jacobian(self, *, x, y):  # noqa: ARG002  the same everywhere
-        return self.matrix
+        return np.broadcast_to(self.matrix, (len(x), 2, 2))
 
 
 def gaussian_kernel(x, y):

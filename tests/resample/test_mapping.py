@@ -146,7 +146,7 @@ def test_an_affine_mapping_is_exact(scale, angle, flip, x, y):
 def test_a_single_row_of_pixels_can_be_mapped():
     mapping = PixelMapping.between(tangent(), tangent(rotation=90.0), (1, 5))
     x_true, y_true = full_transform(tangent(), tangent(rotation=90.0), x=4.0, y=0.0)
-    assert mapping.evaluate_point(x=4.0, y=0.0) == pytest.approx((float(x_true), float(y_true)), abs=BOUND)
+    assert mapping.evaluate(x=4.0, y=0.0) == pytest.approx((float(x_true), float(y_true)), abs=BOUND)
 
 
 def test_nodes_that_do_not_cover_the_image_are_refused():
@@ -160,7 +160,7 @@ def test_nodes_that_do_not_cover_the_image_are_refused():
 def test_a_mapping_is_pickled_and_cannot_be_changed():
     mapping = PixelMapping.between(*PAIRS["tangent planes"], SHAPE)
     again = pickle.loads(pickle.dumps(mapping))
-    assert again.evaluate_point(x=3.0, y=4.0) == mapping.evaluate_point(x=3.0, y=4.0)
+    assert again.evaluate(x=3.0, y=4.0) == mapping.evaluate(x=3.0, y=4.0)
     assert again.shape == SHAPE
     with pytest.raises(ValueError, match="read-only"):
         mapping.nodes[0][0, 0] = 1.0

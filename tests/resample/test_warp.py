@@ -45,7 +45,7 @@ def warp_twin(source, mapping, kernel):
     result = MaskedImage.empty(mapping.shape)
     for y in range(mapping.shape[0]):
         for x in range(mapping.shape[1]):
-            xs, ys = mapping.evaluate_point(x=x, y=y)
+            xs, ys = mapping.evaluate(x=x, y=y)
             if not (-0.5 <= xs <= nx - 0.5 and -0.5 <= ys <= ny - 0.5):
                 continue
             area = float(mapping.compute_area_ratio(x=x, y=y))
