@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Numba and the FFTs use this many threads each; workers are processes of their own.
 export OMP_NUM_THREADS ?= 2
 export NUMBA_NUM_THREADS ?= 2
+# Where it is set, every process compiles every module anew, for three seconds: tests and benchmarks start hundreds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run install test test-faults lint typecheck check butler middleware audit quality bench bench-compare \
   container-packages deployment-tools format constraints clean
