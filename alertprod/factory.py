@@ -66,6 +66,11 @@ _ARCSEC_PER_S = 3600.0 / 86400.0
 def create_task(overrides: Mapping[str, Any], *, source: str, n_threads: int = 2) -> ImageDifferenceTask:
     """Create the task with dotted overrides of its configuration.
 
+    Parameters
+    ----------
+    n_threads
+        Of everything in it that has threads, where no override says otherwise.
+
     Raises
     ------
     ConfigError
@@ -74,6 +79,8 @@ def create_task(overrides: Mapping[str, Any], *, source: str, n_threads: int = 2
     config = ImageDifferenceConfig()
     for kind in ("AL", "DF"):
         config.subtract["al"].kernel[kind].nThreads = n_threads
+    for subtask in (config.getTemplate, config.register, config.decorrelate, config.subtract["zogy"].zogyConfig):
+        subtask.nThreads = n_threads
     apply_overrides(config, overrides, source=source)
     return ImageDifferenceTask(config)
 

@@ -1,5 +1,6 @@
 """The factory: what a configuration cannot mean is said at start-up, with file and field; what it can is built."""
 
+import io
 import itertools
 import pickle
 from pathlib import Path
@@ -171,7 +172,11 @@ def test_releases_do_not_separate_instruments(configure, tmp_path):
 def test_a_task_has_its_overrides_and_threads():
     task = create_task({"detection.thresholdValue": 7}, source=SOURCE, n_threads=3)
     assert task.config.detection.value.thresholdValue == 7.0
-    assert task.config.subtract["al"].kernel["AL"].nThreads == 3
+    stream = io.StringIO()
+    task.config.saveToStream(stream)
+    threads = [line for line in stream.getvalue().splitlines() if "nThreads" in line]
+    assert len(threads) >= 5
+    assert all(line.endswith("nThreads=3") for line in threads)
     explicit = create_task({"subtract.al.kernel.AL.nThreads": 1}, source=SOURCE, n_threads=3)
     assert explicit.config.subtract["al"].kernel["AL"].nThreads == 1
 

@@ -11,8 +11,9 @@ import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-"""Of ``malloc.h``: free memory at the heap's end above which it is handed back, and the size from which on a block is
-asked of the system by itself."""
+_M_ARENA_MAX = -8
+"""Of ``malloc.h``: free memory at the heap's end above which it is handed back, the size from which on a block is asked of
+the system by itself, and how many heaps there may be."""
 
 _BLOCK_BYTES = 1 << 30
 """Larger blocks come and go as before: a plane of 16384² is one."""
@@ -21,8 +22,14 @@ _KEPT_BYTES = (1 << 31) - 1
 """The most that ``mallopt`` takes, and more than an exposure needs."""
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, n_threads: int) -> bool:
     """Keep what this process frees from now on; return whether its C library can.
+
+    Parameters
+    ----------
+    n_threads
+        How many of its threads work: each has a heap of its own, so that none waits for another, and there are no more.
+        What one heap keeps is of no use to the others.
 
     Notes
     -----
@@ -33,7 +40,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
+    settings = ((_M_MMAP_THRESHOLD, _BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, n_threads))
+    return all(mallopt(name, value) for name, value in settings)  # the rest means nothing where one is not known
 
 
 def return_free_memory() -> None:

@@ -333,15 +333,15 @@ def _run_worker(
     """Be a worker: build the pipeline, warm it, answer orders until the pipe closes."""
     # The server's environment is that of its start; what is imported from here on reads this.
     with limited_threads(n_threads):
-        _work(connection, factory, log_config, name)
+        _work(connection, factory, log_config, name, n_threads)
 
 
-def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfig, name: str) -> None:
+def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfig, name: str, n_threads: int) -> None:
     # A terminal's Ctrl-C, its end and a supervisor's SIGTERM reach the whole group; the daemon decides when workers end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     configure_logs(log_config, process=name)
-    keep_freed_memory()
+    keep_freed_memory(n_threads=n_threads)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     log = get_logger(__name__)
     try:

@@ -98,7 +98,7 @@ def measure(case: Case) -> dict[str, Any]:
     database = Database(config.store.open_url())
     database.upgrade()
     ledger = Ledger(database)
-    keep_freed_memory()  # as a worker does
+    keep_freed_memory(n_threads=case.threads)  # as a worker does
     pipeline = WorkerPipeline(config)()
     pipeline.warm_up()
     process = psutil.Process(os.getpid())
