@@ -23,6 +23,9 @@ from alertprod.stream.messages import decode_visit_summary
 from alertprod.stream.tail import AlertTail
 from alertprod.view.status import DaemonStatus
 
+_FAIR: Final = 1.25
+"""Times the mean, the most partitions that a daemon of a settled group has: who assigns them leaves what lies well."""
+
 _START_TIMEOUT_S: Final = 180.0
 _START_TIMEOUT_PER_WORKER_S: Final = 10.0
 """A daemon imports for four seconds of a core, a worker for two, and they share the cores with all others."""
@@ -157,7 +160,7 @@ class LoadFleet:
         return self._site.database_url.startswith("sqlite")
 
     def wait_ready(self, progress: Callable[[int, int], None]) -> None:
-        """Wait until every worker is warm and every partition has its daemon.
+        """Wait until every worker is warm and every daemon has its share of the partitions.
 
         Parameters
         ----------
@@ -174,12 +177,15 @@ class LoadFleet:
         while True:
             answers = [daemon.ask() for daemon in self._daemons]
             ready = sum(int(answer.total("workers_ready")) for answer in answers)
-            partitions = sum(int(answer.total("assigned_partitions")) for answer in answers)
+            lanes = [int(answer.total("assigned_partitions")) for answer in answers]
             progress(ready, wanted)
-            if ready == wanted and partitions == self._config.partitions:
+            # While daemons join, the first ones have all partitions, and give them up in the middle of their work.
+            share = self._config.partitions / self._config.daemons
+            is_balanced = sum(lanes) == self._config.partitions and max(lanes) <= _FAIR * share + 1
+            if ready == wanted and is_balanced:
                 return
             if time.monotonic() > until:
-                raise LoadError(f"{ready} of {wanted} workers, {partitions} partitions ready; see {self._site.folder}")
+                raise LoadError(f"{ready} of {wanted} workers ready, {lanes} partitions; see {self._site.folder}")
             time.sleep(_ASK_EVERY_S)
 
     def ask(self, *, until_answered: bool = False) -> list[DaemonStatus]:
