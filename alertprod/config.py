@@ -35,7 +35,7 @@ _SECRET_WORDS: Final = ("password", "secret", "token", "key.pem", "oauthbearer.c
 
 def _absolute(value: Any, info: ValidationInfo) -> Any:
     """Make a path absolute; URIs with a scheme stay as they are."""
-    if not isinstance(value, str | Path) or "://" in str(value):
+    if not isinstance(value, str | Path) or value == "" or "://" in str(value):
         return value
     return str(_folder(info) / Path(value).expanduser())
 
@@ -229,7 +229,8 @@ class StoreConfig(_Section):
     """Free space without which the daemon does not start, on each disk it writes to: an hour of a busy camera."""
 
     template_index: PathText = Field("templates/templates.json", validate_default=True)
-    """What ``alertprod templates index`` wrote; asked when an event names no tiles and its instrument has no index of its own."""
+    """What ``alertprod templates index`` wrote; asked when an event names no tiles and its instrument has no index of its own.
+    Empty: every event names its tiles."""
 
     template_cache_directory: PathText = Field("template-cache", validate_default=True)
     """Decoded tiles, shared by the workers of a host; must be a local disk, tiles are memory-mapped."""

@@ -394,7 +394,7 @@ def _create_templates(
     asks_butler = butler is not None and config.butler.template_dataset is not None
     return TemplateStore(
         cache,
-        index_uri=None if asks_butler else settings.template_index or config.store.template_index,
+        index_uri=None if asks_butler else settings.template_index or config.store.template_index or None,
         find_tiles=butler.find_tiles if butler is not None and asks_butler else None,
         profile=load_profile(settings.template_profile or settings.profile),
         n_threads=config.workers.threads_per_worker,

@@ -211,6 +211,8 @@ def test_a_missing_template_index_is_said_when_instruments_are_built(configure, 
     (tmp_path / "templates.json").unlink()
     with pytest.raises(ConfigError, match=r"templates\.json"):
         create_instruments(config, TemplateCache(tmp_path / "cache", max_bytes=1 << 20))
+    none = config.model_copy(update={"store": StoreConfig(template_index="")})
+    assert create_instruments(none, TemplateCache(tmp_path / "cache", max_bytes=1 << 20))
 
 
 def test_a_workers_pipeline_travels_to_its_process(configure):

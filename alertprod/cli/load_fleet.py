@@ -362,7 +362,7 @@ def _make_settings(site: Site, config: LoadConfig, number: int, port: int) -> st
             "group_instance_id": f"{site.topics['visit_ready']}-{number}",
         },
         "topics": dict(site.topics),
-        "store": {"database_url": site.database_url, "outbox_uri": str(site.folder / "outbox")},
+        "store": {"database_url": site.database_url, "outbox_uri": str(site.folder / "outbox"), "template_index": ""},
         f"instruments.{INSTRUMENT}": {"bands": ["r"]},
         "workers": {"count": config.workers, "threads_per_worker": 1},
         "http": {"port": port},

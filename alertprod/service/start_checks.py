@@ -163,16 +163,11 @@ def check_templates(config: DaemonConfig) -> Iterator[Finding]:
     if config.butler.template_dataset is not None:
         return  # the repository is asked, and opening it has looked
     indices = (settings.template_index or config.store.template_index for settings in config.instruments.values())
-    for uri in dict.fromkeys(indices):
+    for uri in dict.fromkeys(uri for uri in indices if uri):
         yield from _check_template_index(uri)
 
 
 def _check_template_index(uri: str) -> Iterator[Finding]:
-    path = local_path(uri)
-    if path is not None and not Path(path).exists():
-        problem = f"{uri}: no such file; events must name their tiles (make it with `alertprod templates index`)"
-        yield Finding("templates", problem, "remark")
-        return
     try:
         tiles = TemplateIndex.load(uri).tiles
         last = len(tiles) - 1

@@ -107,7 +107,8 @@ class TemplateIndex:
         try:
             text = read_bytes(uri)
         except FileNotFoundError as error:
-            raise ConfigError(uri, "templates", "no such index: make one with `alertprod templates index`") from error
+            problem = 'no such index: make one with `alertprod templates index`; template_index = "" where events name their tiles'
+            raise ConfigError(uri, "templates", problem) from error
         folder = uri.rpartition("/")[0]
         try:
             document = json.loads(text)

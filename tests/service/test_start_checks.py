@@ -86,9 +86,14 @@ def test_an_empty_database_gets_its_tables_and_one_that_is_no_database_is_said(c
     assert finding.part == "database"
 
 
-def test_an_index_that_is_missing_is_a_remark_and_one_whose_tiles_are_gone_is_not(config, tmp_path, small_night):
+def test_an_index_that_is_missing_or_whose_tiles_are_gone_is_said_and_no_index_is_a_choice(
+    config, tmp_path, small_night
+):
     (finding,) = check_templates(config)
-    assert finding.weight == "remark"
+    assert finding.weight == "fatal"
+    assert "`alertprod templates index`" in finding.problem
+    named_by_events = config.model_copy(update={"store": config.store.model_copy(update={"template_index": ""})})
+    assert list(check_templates(named_by_events)) == []
 
     index = small_night.templates_directory / "templates.json"
     good = config.model_copy(update={"store": config.store.model_copy(update={"template_index": str(index)})})
@@ -96,7 +101,7 @@ def test_an_index_that_is_missing_is_a_remark_and_one_whose_tiles_are_gone_is_no
     own = InstrumentConfig(template_index=str(tmp_path / "own.json"))
     both = good.model_copy(update={"instruments": {**good.instruments, "Own": own}})
     (finding,) = check_templates(both)
-    assert f"{tmp_path}/own.json: no such file" in finding.problem
+    assert f"{tmp_path}/own.json" in finding.problem
 
     (tmp_path / "templates.json").write_bytes(index.read_bytes())  # its tiles are named relative to it
     (finding,) = check_templates(config)
