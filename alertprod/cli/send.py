@@ -210,14 +210,21 @@ def _make_event(
     path: Path, config: "DaemonConfig", instrument: str | None, templates: tuple[str, ...] | None, *, replay: bool
 ) -> "VisitReady":
     """Make the event of an image from its header, read through the instrument's profile."""
+    from alertprod.errors import InvalidEvent
     from alertprod.images.fits_io import read_facts
-    from alertprod.images.profile import load_profile
+    from alertprod.images.profile import describe_place, load_profile
     from alertprod.service.clock import Clock
     from alertprod.stream.messages import decode_visit_ready
 
     name = _find_instrument(config, instrument)
-    header = read_facts(path, load_profile(config.instruments[name].profile))
+    profile = load_profile(config.instruments[name].profile)
+    header = read_facts(path, profile)
     info = header.info
+    for field in ("visit", "detector", "band"):
+        if getattr(info, field) is None:
+            place = describe_place(getattr(profile, field))
+            problem = f"Field required; the profile {config.instruments[name].profile} looks for it {place}"
+            raise InvalidEvent(field, problem)
     close = info.shutter_close_mjd_tai
     if close is None and info.shutter_open_mjd_tai is not None and info.exposure_time_s is not None:
         close = info.shutter_open_mjd_tai + info.exposure_time_s / 86400.0

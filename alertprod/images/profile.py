@@ -101,6 +101,15 @@ class Visit(Fact):
         return self
 
 
+def describe_place(fact: Fact | None) -> str:
+    """Say where a fact is looked for, for whoever misses it."""
+    if fact is None:
+        return "nowhere"
+    if fact.file_name is not None:
+        return f"in the file's name, by {fact.file_name!r}"
+    return f"in the card {' or '.join(fact.card)}" if fact.card else "in the time of the exposure"
+
+
 class Moment(_Table):
     """One instant of the exposure."""
 

@@ -23,6 +23,9 @@ _OTHER_COLOR = "#4d4d4d"
 _MINUTES_BELOW_DAYS: Final = 0.1
 _HOURS_BELOW_DAYS: Final = 2.0
 
+_VAGUE: Final = 5.0
+"""Times the median error of an object's fluxes, beyond which one, cut by an edge say, does not set the axis."""
+
 _WHOLE_FROM_NJY: Final = 20.0
 """Ticks of an axis as long as this are whole numbers of nJy."""
 
@@ -175,8 +178,29 @@ def draw_light_curve_panel(panel: Axes, packet: Mapping[str, Any], times: TimeAx
     )  # fmt: skip
     panel.tick_params(labelsize=7.5)
     panel.margins(x=0.08, y=0.18)
+    _limit_fluxes(panel, points)
     panel.yaxis.set_major_formatter("{x:,.0f}" if np.ptp(panel.get_ylim()) >= _WHOLE_FROM_NJY else "{x:g}")
     return {point[3] for point in points}
+
+
+def _limit_fluxes(panel: Axes, points: Sequence[Point]) -> None:
+    """Let the axis follow the fluxes that are known; say how many of those that are not lie beyond it."""
+    fluxes, errors = np.array([point.flux for point in points]), np.array([point.error for point in points])
+    if not errors.any():
+        return
+    is_known = errors <= _VAGUE * np.median(errors[errors > 0])
+    if is_known.all():
+        return
+    low = min(0.0, float((fluxes - errors)[is_known].min()))
+    high = max(0.0, float((fluxes + errors)[is_known].max()))
+    margin = 0.18 * (high - low)
+    panel.set_ylim(low - margin, high + margin)
+    n_beyond = int(((fluxes < low - margin) | (fluxes > high + margin)).sum())
+    if n_beyond:
+        panel.text(
+            0.98, 0.03, f"{n_beyond} of large error beyond", transform=panel.transAxes, fontsize=6.5, ha="right",
+            color="0.4",
+        )  # fmt: skip
 
 
 def _count(n: int, noun: str) -> str:

@@ -97,7 +97,20 @@ def test_a_header_that_lacks_what_an_event_needs_is_named(alertprod, write_confi
     profile.write_text("\n".join(line for line in lines if not line.startswith("band =")))
     ran = alertprod("send", exposure, "-c", write_config(profile=profile), "--dry-run")
     assert ran.status == 1
-    assert f"{exposure}: event field band: Field required" in ran.words
+    assert f"{exposure}: event field band: Field required; the profile {profile} looks for it nowhere" in ran.words
+
+
+def test_a_files_name_without_the_visit_is_held_against_the_pattern(
+    alertprod, write_config, small_night, exposure, tmp_path
+):
+    profile = tmp_path / "camera.toml"
+    lines = (small_night.directory / "profile.toml").read_text().splitlines()
+    named = ("visit = { file_name = 'img([0-9]+)' }" if line.startswith("visit =") else line for line in lines)
+    profile.write_text("\n".join(named))
+    ran = alertprod("send", exposure, "-c", write_config(profile=profile), "--dry-run")
+    assert ran.status == 1
+    assert f"{exposure}: event field visit: Field required" in ran.words
+    assert "looks for it in the file's name, by 'img([0-9]+)'" in ran.words
 
 
 def test_events_arrive_on_the_topic_with_their_keys(alertprod, write_config, small_night, exposure):

@@ -40,6 +40,20 @@ def test_missing_fluxes_are_left_out(packets):
     assert sum(len(container.lines[0].get_xdata()) for container in panel.containers) == 4
 
 
+def test_a_flux_of_huge_error_does_not_set_the_axis_and_is_counted(packets):
+    (packet,) = choose_objects(packets, max_objects=1)
+    first, *others = packet["prvDiaForcedSources"]
+    vague = {**first, "psfFlux": 1e7, "psfFluxErr": 1e7}
+    plain, spoilt = (
+        plot_light_curves([{**packet, "prvDiaForcedSources": forced}]).axes[0]
+        for forced in ([first, *others], [vague, *others])
+    )
+    assert np.ptp(spoilt.get_ylim()) < 2 * np.ptp(plain.get_ylim())
+    texts = [[text.get_text() for text in panel.texts] for panel in (plain, spoilt)]
+    assert "1 of large error beyond" in texts[1]
+    assert not any("beyond" in text for text in texts[0])
+
+
 def test_page_is_written(packets, tmp_path):
     path = tmp_path / "light_curves.png"
     assert save_light_curves(packets, path) == 4
