@@ -35,9 +35,13 @@ _SECRET_WORDS: Final = ("password", "secret", "token", "key.pem", "oauthbearer.c
 
 def _absolute(value: Any, info: ValidationInfo) -> Any:
     """Make a path absolute; URIs with a scheme stay as they are."""
-    if not isinstance(value, str | Path) or value == "" or "://" in str(value):
+    if not isinstance(value, str | Path) or "://" in str(value):
         return value
     return str(_folder(info) / Path(value).expanduser())
+
+
+def _absolute_or_empty(value: Any, info: ValidationInfo) -> Any:
+    return value if value == "" else _absolute(value, info)
 
 
 def _read_secret(path: str, field: str) -> str:
@@ -79,6 +83,7 @@ def _flatten(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(_absolute)]
+_PathOrNone = Annotated[str, BeforeValidator(_absolute_or_empty)]
 """A local path (made absolute) or any fsspec URI."""
 
 Profile = Annotated[str, BeforeValidator(_absolute_profile)]
@@ -228,7 +233,7 @@ class StoreConfig(_Section):
     min_free_bytes: int = Field(1 << 30, ge=0)
     """Free space without which the daemon does not start, on each disk it writes to: an hour of a busy camera."""
 
-    template_index: PathText = Field("templates/templates.json", validate_default=True)
+    template_index: _PathOrNone = Field("templates/templates.json", validate_default=True)
     """What ``alertprod templates index`` wrote; asked when an event names no tiles and its instrument has no index of its own.
     Empty: every event names its tiles."""
 

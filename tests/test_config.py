@@ -243,3 +243,11 @@ def test_paths_that_nobody_wrote_are_relative_to_the_file_too(tmp_path, monkeypa
     store = load_config(path).store
     assert store.database_url == f"sqlite:///{tmp_path}/alertprod.sqlite"
     assert store.outbox_uri == str(tmp_path / "outbox")
+
+
+def test_no_template_index_is_a_choice_and_no_other_path_may_be_empty(tmp_path):
+    path = tmp_path / "alertprod.toml"
+    path.write_text('[store]\ntemplate_index = ""\noutbox_uri = ""\nallowed_roots = [""]\n')
+    store = load_config(path).store
+    assert store.template_index == ""
+    assert (store.outbox_uri, store.allowed_roots) == (str(tmp_path), (str(tmp_path),))

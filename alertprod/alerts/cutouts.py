@@ -11,7 +11,6 @@ import functools
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -207,9 +206,10 @@ def _draw_psfs(
         images: FloatArray | None = None
         if psf is not None:
             x, y = np.array([(np.nan, np.nan) if place is None else (place.x, place.y) for place in part]).T
-            # Whichever place has a PSF that fails: each is asked by itself then, and it costs that one's cutout.
-            with suppress(Exception):
+            try:
                 images = psf.compute_kernel_images(x=x, y=y)
+            except Exception:  # noqa: BLE001 - each place is asked by itself then: it costs that one's cutout
+                _log.warning("PSFs of cutouts cannot be drawn together: one by one", exc_info=True)
         for k, place in enumerate(part):
             if images is not None:
                 yield partial(_trim_psf, images[k], max_size)

@@ -28,7 +28,7 @@ _FAIR: Final = 1.25
 
 _START_TIMEOUT_S: Final = 180.0
 _START_TIMEOUT_PER_WORKER_S: Final = 10.0
-"""A daemon imports for four seconds of a core, a worker for two, and they share the cores with all others."""
+"""A daemon and its workers' server import for some seconds of a core each, and share the cores with all others."""
 
 _DRAIN_TIMEOUT_S: Final = 60.0
 _ANSWER_TIMEOUT_S: Final = 60.0

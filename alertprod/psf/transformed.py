@@ -3,8 +3,9 @@
 What is drawn is what the pixels of a warped, merged or convolved image show, interpolation included.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -29,7 +30,32 @@ class PointMapping(Protocol):
         """Return d(source x, y)/d(target x, y) at target positions, shape ``(n, 2, 2)``."""
 
 
-class WarpedPsf(PointSpreadFunction):
+class _DrawnTogether(PointSpreadFunction):
+    """A PSF that draws one place as it draws many."""
+
+    _WHY_NONE: ClassVar[str]
+    """What is wrong with a place where there is none."""
+
+    def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
+        """Return the PSF at (x, y), sum 1; see `PointSpreadFunction`.
+
+        Raises
+        ------
+        ValueError
+            Raised if it is not defined there.
+        """
+        (image,) = self.compute_offset_images(x=np.array([x]), y=np.array([y]), dx=np.array([dx]), dy=np.array([dy]))
+        if not np.isfinite(image).all():
+            msg = f"x {x:.1f}, y {y:.1f} {self._WHY_NONE}"
+            raise ValueError(msg)
+        return image
+
+    @abstractmethod
+    def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
+        """Return the PSF at many places; see `PointSpreadFunction`."""
+
+
+class WarpedPsf(_DrawnTogether):
     """The PSF of an image that was interpolated onto another grid.
 
     Parameters
@@ -51,6 +77,8 @@ class WarpedPsf(PointSpreadFunction):
     interpolated as `alertprod.resample` does. So the broadening by the kernel is in it, and its
     dependence on the star's place within the source pixel too. The mapping is linear across the stamp.
     """
+
+    _WHY_NONE = "does not map to the source grid, or there is no PSF there"
 
     def __init__(
         self,
@@ -85,20 +113,6 @@ class WarpedPsf(PointSpreadFunction):
         """The middle of the target image."""
         return self._average_position
 
-    def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
-        """Return the warped PSF at target position (x, y), sum 1; see `PointSpreadFunction`.
-
-        Raises
-        ------
-        ValueError
-            Raised if the position has no counterpart on the source grid.
-        """
-        (image,) = self.compute_offset_images(x=np.array([x]), y=np.array([y]), dx=np.array([dx]), dy=np.array([dy]))
-        if not np.isfinite(image).all():
-            msg = f"x {x:.1f}, y {y:.1f} does not map to the source grid, or there is no PSF there"
-            raise ValueError(msg)
-        return image
-
     def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
         """Return many warped PSFs at once; see `PointSpreadFunction`."""
         images = np.full((len(x), self._size, self._size), np.nan)
@@ -126,7 +140,7 @@ _BATCH = 64
 """PSFs that are convolved at once: their transforms take 10 MB."""
 
 
-class MosaicPsf(PointSpreadFunction):
+class MosaicPsf(_DrawnTogether):
     """The PSF of an image merged from tiles: at a point the weighted mean of the tiles that contribute there.
 
     Parameters
@@ -146,6 +160,8 @@ class MosaicPsf(PointSpreadFunction):
     ValueError
         Raised if the shapes do not fit one another or no tile has any weight.
     """
+
+    _WHY_NONE = "is on a tile without a PSF"
 
     def __init__(
         self,
@@ -182,20 +198,6 @@ class MosaicPsf(PointSpreadFunction):
     def average_position(self) -> tuple[float, float]:
         """The middle of the merged image."""
         return self._average_position
-
-    def compute_offset_image(self, *, x: float, y: float, dx: float, dy: float) -> FloatArray:
-        """Return the mean PSF of the tiles at (x, y), sum 1; see `PointSpreadFunction`.
-
-        Raises
-        ------
-        ValueError
-            Raised if the PSF of a tile there is not defined.
-        """
-        (image,) = self.compute_offset_images(x=np.array([x]), y=np.array([y]), dx=np.array([dx]), dy=np.array([dy]))
-        if not np.isfinite(image).all():
-            msg = f"a tile has no PSF at x {x:.1f}, y {y:.1f}"
-            raise ValueError(msg)
-        return image
 
     def compute_offset_images(self, *, x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> FloatArray:
         """Return many mean PSFs at once; see `PointSpreadFunction`."""
