@@ -24,8 +24,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """Write one JSON value on one line of standard output; NaN and infinity, which JSON has no word for, are null."""
-    print(encode_json(value))
+    """Write one JSON value on one line of standard output; NaN and infinity, which JSON has no word for, are null.
+
+    At once: who follows alerts through a pipe is to see each as it comes, and not some hundred when a buffer is full.
+    """
+    print(encode_json(value), flush=True)
 
 
 def count(n: int, noun: str) -> str:

@@ -207,7 +207,8 @@ def test_tail_of_a_topic_that_is_not_there_says_so(alertprod, config):
     assert "nowhere" in ran.words
 
 
-def test_interrupting_a_tail_ends_it_well_with_what_was_seen(config, packets, tmp_path):
+def test_interrupting_a_tail_ends_it_well_with_what_was_seen(config, packets, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # then a pipe is buffered, as it is for everybody
     path = tmp_path / "seen.avro"
     command = [sys.executable, "-m", "alertprod", "alerts", "tail", "-c", str(config), "--from-beginning", "--json"]
     # Who starts tests in the background has them ignore it, and a child inherits that; but it inherits no handler.
