@@ -384,6 +384,70 @@ def set_planes(mask: IntArray, painted: IntArray, positive: int, negative: int, 
 
 
 @njit(cache=True, nogil=True)
+def _is_too_sharp(
+    image: FloatArray,
+    variance: FloatArray,
+    usable: BoolArray,
+    ratios: FloatArray,
+    min_sigma: float,
+    psf_factor: float,
+    noise_factor: float,
+    hits: BoolArray,
+    y: int,
+    x: int,
+) -> bool:
+    """Say whether a pixel is too sharp for a star.
+
+    It is compared with the means of its four pairs of opposite neighbours (columns, rows, diagonals), of which a star
+    gives at least `ratios` times the pixel. Hits count as sky.
+    """
+    if not usable[y, x]:
+        return False
+    p, v = image[y, x], variance[y, x]
+    if not (p > 0 and p * p > min_sigma * min_sigma * v):
+        return False
+    steps = ((0, 1), (1, 0), (1, 1), (1, -1))
+    for k in range(4):
+        dy, dx = steps[k]
+        mean, noise = 0.0, 0.0
+        known = True
+        for s in (-1, 1):
+            row, column = y + s * dy, x + s * dx
+            if hits[row, column]:
+                continue
+            known &= usable[row, column]
+            mean += 0.5 * image[row, column]
+            noise += 0.25 * variance[row, column]
+        limit = psf_factor * ratios[k]
+        if known and limit * p > mean + noise_factor * np.sqrt(noise + limit * limit * v):
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def find_cosmic_rays(
+    image: FloatArray,
+    variance: FloatArray,
+    usable: BoolArray,
+    ratios: FloatArray,
+    min_sigma: float,
+    psf_factor: float,
+    noise_factor: float,
+    no_hits: BoolArray,
+    row_start: int,
+    row_stop: int,
+    hits: BoolArray,
+) -> None:
+    """Mark those pixels of rows that are too sharp for a star; the image's rim is left out."""
+    ny, nx = image.shape
+    for y in range(max(1, row_start), min(ny - 1, row_stop)):
+        for x in range(1, nx - 1):
+            hits[y, x] = _is_too_sharp(
+                image, variance, usable, ratios, min_sigma, psf_factor, noise_factor, no_hits, y, x
+            )
+
+
+@njit(cache=True, nogil=True)
 def grow_cosmic_rays(
     image: FloatArray,
     variance: FloatArray,
@@ -393,50 +457,25 @@ def grow_cosmic_rays(
     psf_factor: float,
     noise_factor: float,
     hits: BoolArray,
-    neighbours_only: bool,  # noqa: FBT001 -- compiled functions know no keywords
-) -> int:
-    """Mark in `hits` pixels too sharp for a star; return how many were added.
+    latest: IntArray,
+) -> IntArray:
+    """Mark what touches the latest hits and is too sharp where they count as sky; return it: indices of the flat image.
 
-    A pixel is compared with the means of its four pairs of opposite neighbours (columns, rows, diagonals), of which a
-    star gives at least `ratios` times the pixel. With `neighbours_only` just pixels touching a hit are looked at, and
-    hits count as sky.
+    What touches earlier hits alone was looked at when they were new.
     """
     ny, nx = image.shape
-    steps = ((0, 1), (1, 0), (1, 1), (1, -1))
-    added = np.zeros(hits.shape, dtype=np.bool_) if neighbours_only else hits
+    added = np.empty(8 * latest.size, dtype=np.int64)
     count = 0
-    for y in range(1, ny - 1):
-        for x in range(1, nx - 1):
-            if not usable[y, x] or hits[y, x]:
-                continue
-            p, v = image[y, x], variance[y, x]
-            if not p > min_sigma * np.sqrt(v):
-                continue
-            if neighbours_only:
-                touching = False
-                for dy in range(-1, 2):
-                    for dx in range(-1, 2):
-                        touching |= hits[y + dy, x + dx]
-                if not touching:
-                    continue
-            for k in range(4):
-                dy, dx = steps[k]
-                mean, noise = 0.0, 0.0
-                known = True
-                for s in (-1, 1):
-                    row, column = y + s * dy, x + s * dx
-                    if neighbours_only and hits[row, column]:
-                        continue
-                    known &= usable[row, column]
-                    mean += 0.5 * image[row, column]
-                    noise += 0.25 * variance[row, column]
-                limit = psf_factor * ratios[k]
-                if known and limit * p > mean + noise_factor * np.sqrt(noise + limit * limit * v):
-                    added[y, x] = True
+    for i in range(latest.size):
+        y, x = latest[i] // nx, latest[i] % nx
+        for row in range(max(1, y - 1), min(ny - 1, y + 2)):
+            for column in range(max(1, x - 1), min(nx - 1, x + 2)):
+                if not hits[row, column] and _is_too_sharp(
+                    image, variance, usable, ratios, min_sigma, psf_factor, noise_factor, hits, row, column
+                ):
+                    added[count] = row * nx + column
                     count += 1
-                    break
-    if neighbours_only and count:
-        for y in range(ny):
-            for x in range(nx):
-                hits[y, x] |= added[y, x]
-    return count
+    # Only now: all of a turn see the same hits.
+    for i in range(count):
+        hits[added[i] // nx, added[i] % nx] = True
+    return added[:count]

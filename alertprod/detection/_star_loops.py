@@ -68,14 +68,17 @@ def measure_stars(
             s2 = sigma[i] * sigma[i]
             reach = 3.5 * sigma[i] + 1.0
             gg = ggv = s0 = sx = sy = sxx = syy = sxy = 0.0
+            first, last = max(0, int(x[i] - reach)), min(nx, int(x[i] + reach) + 2)
+            profile = np.exp(-0.5 / s2 * (np.arange(first, last) - x[i]) ** 2)
             for row in range(max(0, int(y[i] - reach)), min(ny, int(y[i] + reach) + 2)):
                 v = row - y[i]
-                for column in range(max(0, int(x[i] - reach)), min(nx, int(x[i] + reach) + 2)):
+                height = np.exp(-0.5 * v * v / s2)
+                for column in range(first, last):
                     u = column - x[i]
                     r2 = u * u + v * v
                     if r2 > reach * reach:
                         continue
-                    g = np.exp(-0.5 * r2 / s2)
+                    g = height * profile[column - first]
                     if bad[row, column]:
                         # Counts as the current Gaussian: absent pixels then pull neither centre nor width.
                         d = amplitude * g

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import binary_dilation
 
+from alertprod._bands import map_bands
 from alertprod._ranges import require_ranges
 from alertprod._typing import BoolArray
 from alertprod.detection import _loops
@@ -91,20 +92,21 @@ def find_cosmic_rays(
     pairs = ((0, 1), (1, 0), (1, 1), (1, -1))
     ratios = np.array([0.5 * (kernel[m + j, m + i] + kernel[m - j, m - i]) / kernel[m, m] for j, i in pairs])
     usable = masked_image.usable(plane_bits(*config.excluded_planes))
-    hits = np.zeros(masked_image.shape, dtype=np.bool_)
-    for turn in range(config.n_iterations + 1):
-        added = _loops.grow_cosmic_rays(
-            masked_image.image,
-            masked_image.variance,
-            usable,
-            ratios,
-            config.min_sigma,
-            config.psf_factor,
-            config.noise_factor,
-            hits,
-            turn > 0,
-        )
-        if added == 0:
+    judge = (
+        masked_image.image,
+        masked_image.variance,
+        usable,
+        ratios,
+        config.min_sigma,
+        config.psf_factor,
+        config.noise_factor,
+    )
+    hits, none = np.zeros((2, *masked_image.shape), dtype=np.bool_)
+    map_bands(lambda first, last: _loops.find_cosmic_rays(*judge, none, first, last, hits), len(hits))
+    latest = np.flatnonzero(hits)
+    for _ in range(config.n_iterations):
+        latest = np.unique(_loops.grow_cosmic_rays(*judge, hits, latest))
+        if latest.size == 0:
             break
     if config.min_total > 0:
         pixels, owner, count = _loops.label_pixels(hits.view(np.uint8), 1)

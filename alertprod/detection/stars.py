@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy.spatial import cKDTree
 
+from alertprod._bands import map_threads, row_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _star_loops
 from alertprod.detection.background import estimate_background
@@ -31,6 +32,9 @@ _LOCUS_WIDTH = 0.05
 
 _MAX_MEASURED = 5000
 """Candidates measured in full; far more than any PSF or kernel needs."""
+
+_STARS_AT_ONCE = 128
+"""Candidates that one thread measures before it asks for more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +213,13 @@ def _measure(
 ) -> _Measured:
     star_x, star_y = np.array(x, dtype=float), np.array(y, dtype=float)
     widths, out = np.full(len(x), float(sigma)), np.zeros((len(x), 5))
-    _star_loops.measure_stars(flat.image, flat.variance, bad, star_x, star_y, widths, max_iterations, out)
+
+    def measure(some: slice) -> None:
+        _star_loops.measure_stars(
+            flat.image, flat.variance, bad, star_x[some], star_y[some], widths[some], max_iterations, out[some]
+        )
+
+    map_threads(measure, row_bands(len(x), height=_STARS_AT_ONCE))
     area = 2.0 * np.pi * widths**2
     with np.errstate(invalid="ignore", divide="ignore"):
         snr = np.where(out[:, 1] > 0, out[:, 0] / np.sqrt(out[:, 1]), 0.0)

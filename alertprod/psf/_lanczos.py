@@ -15,9 +15,41 @@ _TABLE_ENTRIES = 4096
 """Steps of a kernel's table within a pixel: positions are good to 1.2e-4 pixels, values to 5e-5 of a star's peak."""
 
 
-def lanczos(offsets: FloatArray, order: int) -> FloatArray:
-    """Return the windowed sinc ``sinc(t) sinc(t / order)``, zero for ``|t| >= order``; t in samples."""
-    return np.where(np.abs(offsets) < order, np.sinc(offsets) * np.sinc(offsets / order), 0.0)
+_ON_SAMPLE = 1e-15
+"""Distance at which a point is on a sample: that one alone has weight there."""
+
+
+def lanczos(fractions: FloatArray, order: int) -> FloatArray:
+    """Return the windowed sinc ``sinc(t) sinc(t / order)`` at a point's neighbours, up to a factor.
+
+    Parameters
+    ----------
+    fractions
+        Any shape; from 0 to below 1: how far a point lies beyond the sample before it.
+
+    Returns
+    -------
+    FloatArray
+        One axis more, of samples ``-order + 1`` to `order` of the one before the point. The factor, the same for all
+        neighbours of a point, is to be divided out by their sum.
+
+    Notes
+    -----
+    ``sin(pi t)`` is the same for all neighbours but for its sign, so that ``sin(pi t / order) / t^2`` is what remains of
+    the product; and by the sum of angles a point costs two sines, however many its neighbours are.
+    """
+    taps = np.arange(1.0 - order, order + 1.0)
+    offsets = fractions[..., None] - taps
+    angles, signs = np.pi / order * taps, 1.0 - 2.0 * (taps % 2)
+    phases = np.pi / order * fractions[..., None]
+    weights = np.sin(phases) * (signs * np.cos(angles)) - np.cos(phases) * (signs * np.sin(angles))
+    on_sample = np.abs(offsets) < _ON_SAMPLE
+    offsets[on_sample] = 1.0
+    weights /= offsets * offsets
+    if on_sample.any():
+        weights[on_sample.any(axis=-1)] = 0.0
+        weights[on_sample] = 1.0
+    return weights
 
 
 def kernel_weights(fractions: FloatArray, kernel: str) -> FloatArray:
@@ -37,11 +69,12 @@ def kernel_weights(fractions: FloatArray, kernel: str) -> FloatArray:
         exactly enough for a constant image to stay constant, and a whole-pixel shift has one weight.
     """
     radius = KERNEL_RADII[kernel]
-    offsets = np.asarray(fractions, dtype=float)[:, None] - np.arange(-radius + 1.0, radius + 1.0)[None, :]
-    weights = np.maximum(1.0 - np.abs(offsets), 0.0) if kernel == "bilinear" else lanczos(offsets, radius)
-    # sinc of a whole number is 1e-17, not 0: the pixels of an unshifted image would touch one another.
-    weights[np.abs(weights) < 1e-15] = 0.0
-    return weights / weights.sum(axis=1, keepdims=True)
+    fractions = np.asarray(fractions, dtype=float)
+    if kernel == "bilinear":
+        return np.stack([1.0 - fractions, fractions], axis=-1)
+    weights = lanczos(fractions, radius)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 @lru_cache(maxsize=len(KERNEL_RADII))
@@ -77,12 +110,12 @@ def sampling_matrices(*, n_samples: int, size: int, step: float, offsets: FloatA
     # A point within rounding of a sample is on it.
     first = np.floor(places + 1e-9).astype(int) - order + 1
     taps = first[..., None] + np.arange(2 * order)
-    weights = lanczos(taps - places[..., None], order)
+    weights = lanczos(places - (first + order - 1), order)
     inside = (taps >= 0) & (taps < n_samples)
     weights[~inside] = 0.0
     weights[(places < -1e-9) | (places > n_samples - 1 + 1e-9)] = 0.0
     totals = weights.sum(axis=-1, keepdims=True)
-    np.divide(weights, totals, out=weights, where=totals > 0)
+    np.divide(weights, totals, out=weights, where=totals != 0)
     matrices = np.zeros((offsets.size, size, n_samples))
     star, pixel, tap = np.nonzero(inside)
     matrices[star, pixel, taps[star, pixel, tap]] = weights[star, pixel, tap]

@@ -24,13 +24,11 @@ def prepare_source(
     clean_image: FloatArray,
     clean_variance: FloatArray,
     flags: IntArray,
-    row_start: int,
-    row_stop: int,
 ) -> int:
     """Copy rows of a source, with zeros and `INVALID` for pixels without a value; returns all flags or-ed."""
-    nx = image.shape[1]
+    ny, nx = image.shape
     seen = 0
-    for y in range(row_start, row_stop):
+    for y in range(ny):
         for x in range(nx):
             value, noise, bits = image[y, x], variance[y, x], mask[y, x]
             # Also false for NaN.
@@ -47,14 +45,14 @@ def prepare_source(
 
 
 @numba.njit(cache=True, nogil=True)
-def map_near(flags: IntArray, radius: int, near: IntArray) -> None:
-    """Mark the pixels whose kernel, from ``-radius + 1`` to `radius`, meets a flag: `FLAGGED` and `UNUSABLE`."""
+def map_near(flags: IntArray, radius: int, near: IntArray, row_start: int, row_stop: int) -> None:
+    """Mark those pixels of rows whose kernel, from ``-radius + 1`` to `radius`, meets a flag: `FLAGGED`, `UNUSABLE`."""
     ny, nx = flags.shape
     rows = np.zeros((2 * radius, nx), dtype=np.uint8)
     line = np.zeros(nx, dtype=np.uint8)
     taps = 2 * radius
-    for y in range(-radius + 1, ny):
-        # Row y + radius - 1 enters the ring; pixels above the image have no flags of their own.
+    for y in range(max(-radius, row_start - taps) + 1, row_stop):
+        # Row y + radius enters the ring; pixels above the image have no flags of their own.
         entering = y + radius
         ring = rows[entering % taps]
         if entering < ny:
@@ -74,7 +72,7 @@ def map_near(flags: IntArray, radius: int, near: IntArray) -> None:
         else:
             for x in range(nx):
                 ring[x] = 0
-        if y < 0:
+        if y < row_start:
             continue
         for x in range(nx):
             near[y, x] = rows[0, x]
@@ -162,7 +160,7 @@ def warp_rows(
     row_start: int,
     row_stop: int,
 ) -> None:
-    """Fill rows of a target image that was prepared as "no data".
+    """Fill rows of a target image; where the source does not reach: NaN, `no_data`, infinite variance.
 
     Parameters
     ----------
@@ -189,6 +187,7 @@ def warp_rows(
     line_y = np.empty(x_nodes.shape[1])
     line_area = np.empty(x_nodes.shape[1])
     for y in range(row_start, row_stop):
+        out_image[y], out_mask[y], out_variance[y] = np.nan, no_data, np.inf
         node_row = min(y // step, x_nodes.shape[0] - 2)
         t = (y - node_row * step) / step
         for k in range(line_x.size):
@@ -356,3 +355,47 @@ def finish_merge(
                 sum_image[y, x] = np.nan
                 sum_variance[y, x] = np.inf
                 or_mask[y, x] |= no_data
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(place: float, n_entries: int) -> tuple[int, int]:
+    """Return the sample before a place and the entry of a kernel's table for what it lies beyond."""
+    sample = int(np.floor(place))
+    entry = int((place - sample) * n_entries + 0.5)
+    if entry == n_entries:
+        return sample + 1, 0
+    return sample, entry
+
+
+@numba.njit(cache=True, nogil=True)
+def _overlap(table: FloatArray, place: float, other: float) -> float:
+    """Return the sum of products of the weights that two places of an axis give to the samples they share."""
+    sample, entry = _look_up(place, table.shape[0])
+    other_sample, other_entry = _look_up(other, table.shape[0])
+    lag = other_sample - sample
+    total = 0.0
+    for tap in range(max(0, lag), min(table.shape[1], table.shape[1] + lag)):
+        total += table[entry, tap] * table[other_entry, tap - lag]
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def mean_overlaps(u: FloatArray, v: FloatArray, du: FloatArray, dv: FloatArray, table: FloatArray) -> FloatArray:
+    """Return, for every step, the mean over places of the sum of products of weights there and a step further.
+
+    Parameters
+    ----------
+    u, v
+        Shape ``(n_places,)``, source pixels.
+    du, dv
+        Shape ``(n_steps,)``, source pixels.
+    table
+        From `kernel_table`.
+    """
+    result = np.zeros(du.size)
+    for step in range(du.size):
+        for place in range(u.size):
+            along_x = _overlap(table, u[place], u[place] + du[step])
+            if along_x != 0.0:
+                result[step] += along_x * _overlap(table, v[place], v[place] + dv[step])
+    return result / u.size

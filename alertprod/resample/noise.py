@@ -8,7 +8,8 @@ import numpy as np
 import scipy.fft
 
 from alertprod._typing import FloatArray
-from alertprod.psf._lanczos import KERNEL_RADII, kernel_weights
+from alertprod.psf._lanczos import KERNEL_RADII, kernel_table
+from alertprod.resample._loops import mean_overlaps
 from alertprod.resample.mapping import PixelMapping
 
 _PLACES = 400
@@ -69,7 +70,7 @@ def compute_noise_kernel(mapping: PixelMapping, kernel: str) -> FloatArray | Non
     # One of each pair of opposite lags, and none at which the kernels are apart.
     near = (np.maximum(np.abs(du), np.abs(dv)) < 2 * KERNEL_RADII[kernel]) & ((dy > 0) | (dx >= 0))
     dy, dx = dy[near], dx[near]
-    values = np.mean(_overlaps(u, du[near], kernel) * _overlaps(v, dv[near], kernel), axis=1)
+    values = mean_overlaps(u, v, du[near], dv[near], kernel_table(kernel))
     covariance[reach + dy, reach + dx] = covariance[reach - dy, reach - dx] = values
     side = int(scipy.fft.next_fast_len(8 * reach + 1))
     padded = np.zeros((side, side))
@@ -79,21 +80,3 @@ def compute_noise_kernel(mapping: PixelMapping, kernel: str) -> FloatArray | Non
     noise = np.roll(image, (reach, reach), axis=(0, 1))[: 2 * reach + 1, : 2 * reach + 1]
     result: FloatArray = noise / noise.sum()
     return result
-
-
-def _overlaps(places: FloatArray, steps: FloatArray, kernel: str) -> FloatArray:
-    """Return the sums of products of the weights along one axis at places and each of `steps` further: ``(steps, places)``."""
-    n_taps = 2 * KERNEL_RADII[kernel]
-    shifted = places + steps[:, None]
-    first, second = np.floor(places), np.floor(shifted)
-    weights = kernel_weights(places - first, kernel)
-    others = kernel_weights((shifted - second).ravel(), kernel).reshape(*shifted.shape, n_taps)
-    lag = (second - first).astype(int)
-    total = np.zeros(shifted.shape)
-    # Where the one kernel reaches `distance` taps beyond the other.
-    for distance in range(-n_taps + 1, n_taps):
-        step, place = np.nonzero(lag == distance)
-        mine = slice(max(0, distance), n_taps + min(0, distance))
-        its = slice(max(0, -distance), n_taps - max(0, distance))
-        total[step, place] = (weights[place, mine] * others[step, place, its]).sum(axis=1)
-    return total

@@ -97,14 +97,19 @@ def warp_masked_image(
     image, variance = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     flags = np.empty(shape, dtype=np.int32)
     near = np.zeros(shape, dtype=np.uint8)
-    planes = (_native(source.image, np.float32), _native(source.mask, np.int32), _native(source.variance, np.float32))
     table = _padded_table(kernel)
 
     def prepare(rows: slice) -> int:
-        return prepare_source(*planes, no_data, image, variance, flags, rows.start, rows.stop)
+        planes = (
+            np.array(plane[rows], dtype=dtype, order="C")
+            for plane, dtype in ((source.image, np.float32), (source.mask, np.int32), (source.variance, np.float32))
+        )
+        return prepare_source(*planes, no_data, image[rows], variance[rows], flags[rows])
+
+    def look_around(rows: slice) -> None:
+        map_near(flags, KERNEL_RADII[kernel], near, rows.start, rows.stop)
 
     def fill(rows: slice) -> None:
-        result.image[rows], result.mask[rows], result.variance[rows] = np.nan, no_data, np.inf
         warp_rows(
             image,
             variance,
@@ -128,7 +133,7 @@ def warp_masked_image(
         )
 
     if any(map_threads(prepare, row_bands(shape[0]), n_threads=n_threads)):
-        map_near(flags, KERNEL_RADII[kernel], near)
+        map_threads(look_around, row_bands(shape[0]), n_threads=n_threads)
     map_threads(fill, row_bands(mapping.shape[0]), n_threads=n_threads)
     return result
 
@@ -276,11 +281,6 @@ def _source_window(source: MaskedImage, mapping: PixelMapping, radius: int) -> t
     rows, columns = reached
     width = source.shape[1]
     return rows, columns if columns.stop - columns.start < _MOST_COLUMNS * width else slice(0, width)
-
-
-def _native(plane: np.ndarray, dtype: type) -> np.ndarray:
-    """Return the plane in the machine's byte order, contiguous; not a copy where it is so already."""
-    return np.ascontiguousarray(plane, dtype=dtype)
 
 
 @lru_cache(maxsize=len(KERNEL_RADII))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from alertprod.images.masked_image import MaskedImage
+from alertprod.psf._lanczos import KERNEL_RADII, kernel_table, kernel_weights
+from alertprod.resample import _loops
 from alertprod.resample.mapping import PixelMapping
 from alertprod.resample.noise import compute_noise_kernel
 from alertprod.resample.warp import warp_masked_image
@@ -78,3 +80,27 @@ def test_the_kernel_is_symmetric_and_turns_with_the_axes():
 def test_a_mapping_that_leads_nowhere_has_no_kernel():
     nodes = np.full((4, 4), np.nan)
     assert compute_noise_kernel(PixelMapping(nodes, nodes, step=16, shape=(40, 40)), "lanczos3") is None
+
+
+@pytest.mark.parametrize("kernel", KERNEL_RADII)
+def test_the_compiled_overlaps_are_products_of_dense_rows_of_weights(kernel):
+    rng = np.random.default_rng(5)
+    u, v = rng.uniform(20, 30, size=(2, 9))
+    steps = np.concatenate([rng.uniform(-7, 7, size=(2, 20)), [[0.0], [0.0]], [[3.0], [-1.0]]], axis=1)
+
+    def spread(places):
+        """Return the weights of each place on an axis of 60 samples."""
+        rows = np.zeros((places.size, 60))
+        radius = KERNEL_RADII[kernel]
+        for row, place in zip(rows, places, strict=True):
+            first = int(np.floor(place)) - radius + 1
+            row[first : first + 2 * radius] = kernel_weights(np.array([place % 1.0]), kernel)[0]
+        return rows
+
+    expected = [
+        np.mean((spread(u) * spread(u + du)).sum(axis=1) * (spread(v) * spread(v + dv)).sum(axis=1)) for du, dv in steps.T
+    ]
+    found = _loops.mean_overlaps(u, v, *steps, kernel_table(kernel))
+    # The table's steps are 1.2e-4 pixels, and the weights' slope is below 2 per pixel.
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert max(expected) > 0.3

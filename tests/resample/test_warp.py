@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from alertprod._bands import row_bands
 from alertprod.geometry.wcs import SkyWcs
 from alertprod.images.exposure import Exposure, ExposureInfo
 from alertprod.images.mask import plane_bits
@@ -102,7 +103,7 @@ def test_preparing_the_source_marks_what_has_no_value(rng):
     image[0, 0], image[1, 1], variance[2, 2], variance[3, 3], variance[4, 4] = np.nan, np.inf, 0, -1, np.nan
     mask[5, 5], mask[6, 6] = NO_DATA, plane_bits("BAD")
     clean, noise, flags = np.empty_like(image), np.empty_like(image), np.empty_like(mask)
-    seen = _loops.prepare_source(image, mask, variance, NO_DATA, clean, noise, flags, 0, 9)
+    seen = _loops.prepare_source(image, mask, variance, NO_DATA, clean, noise, flags)
     bad = ~make_image(image, variance=variance, mask=mask).usable(NO_DATA)
     assert bad.sum() == 6
     np.testing.assert_array_equal((flags & _loops.INVALID) != 0, bad)
@@ -119,7 +120,8 @@ def test_the_near_map_reaches_as_far_as_the_kernel(radius, rng):
     flags[rng.random(shape) < 0.01] = 4
     flags[rng.random(shape) < 0.005] = _loops.INVALID
     near = np.zeros(shape, dtype=np.uint8)
-    _loops.map_near(flags, radius, near)
+    for rows in row_bands(shape[0], height=7):
+        _loops.map_near(flags, radius, near, rows.start, rows.stop)
     kinds = (flags != 0) * _loops.FLAGGED | ((flags & _loops.INVALID) != 0) * _loops.UNUSABLE
     expected = np.zeros(shape, dtype=int)
     for y in range(shape[0]):
