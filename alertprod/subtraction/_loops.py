@@ -65,6 +65,31 @@ def disc_offsets(radius: float) -> tuple[IntArray, IntArray]:
     return v[inside].astype(np.int64), u[inside].astype(np.int64)
 
 
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def correlate(rows: FloatArray, kernel: FloatArray, out: FloatArray) -> None:
+    """Correlate rows with a kernel, summing over its pixels: ``out[y, x] = sum_ji kernel[j, i] rows[y + j, x + i]``.
+
+    Parameters
+    ----------
+    rows
+        float32, shape ``(ny + ky - 1, nx + kx - 1)``.
+    kernel
+        float32, shape ``(ky, kx)``, kx a multiple of four: that many products are added to a pixel while it is at hand.
+    """
+    ky, kx = kernel.shape
+    ny, nx = out.shape
+    for y in range(ny):
+        line = out[y]
+        line[:] = np.float32(0.0)
+        for j in range(ky):
+            row = rows[y + j]
+            for i in range(0, kx, 4):
+                a, b, c, d = kernel[j, i], kernel[j, i + 1], kernel[j, i + 2], kernel[j, i + 3]
+                first, second, third, fourth = row[i : i + nx], row[i + 1 :], row[i + 2 :], row[i + 3 :]
+                for x in range(nx):
+                    line[x] += a * first[x] + b * second[x] + c * third[x] + d * fourth[x]
+
+
 @njit(cache=True, nogil=True)
 def scale_rows(spectrum: ComplexArray, factors: FloatArray) -> ComplexArray:
     """Multiply each row of a complex array by a real number."""

@@ -20,6 +20,8 @@ _FILL_RADIUS = 4
 _TILE_SIDES = (256, 512, 1024)
 """Sides of the transforms; the first of which the kernel's rim takes less than a third is used."""
 
+_SUMMED_SIZE = 11
+"""Size of the largest constant kernel whose products are summed pixel by pixel: transforms cost more below."""
 
 _ALL_IN_PLACE = 0.99
 """Share of a squared kernel in its middle pixel above which variance is taken not to move."""
@@ -45,9 +47,11 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
     if (ny, nx) != kernel.box.shape:
         msg = f"image of shape {image.shape}, kernel for {kernel.box.shape}"
         raise ValueError(msg)
+    source = image.astype(np.float32, copy=False)
+    if kernel.order == 0 and kernel.size <= _SUMMED_SIZE:
+        return _sum_products(source, kernel.terms[0], n_threads=n_threads)
     side = next((s for s in _TILE_SIDES if 2 * half < s // 3), scipy.fft.next_fast_len(6 * half + 2, real=True))
     step = side - 2 * half
-    source = image.astype(np.float32, copy=False)
     u, v = normalised_axes(kernel.box, x=np.arange(nx) + kernel.box.x_min, y=np.arange(ny) + kernel.box.y_min)
     # Where tiles reach beyond the borders, pixels and polynomials are those of the mirrored place.
     rows = _mirrored(-half, side + -(-ny // step) * step, ny)
@@ -67,7 +71,7 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
             if top >= half and left >= half and top + side - half <= ny and left + side - half <= nx:
                 block = source[top - half : top - half + side, left - half : left - half + side]
             else:
-                block = source[rows[top : top + side, None], columns[left : left + side]]
+                block = _cut_out(source, rows[top : top + side], columns[left : left + side])
             along_x = [
                 scipy.fft.rfft(block * terms[left : left + side] if i else block, axis=1)
                 for i, terms in enumerate(terms_u)
@@ -82,6 +86,34 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
 
     map_threads(convolve_row, range(0, ny, step), n_threads=n_threads)
     return result
+
+
+def _sum_products(source: FloatArray, kernel: FloatArray, *, n_threads: int) -> FloatArray:
+    """Convolve with a small kernel that is the same everywhere."""
+    (ny, nx), half = source.shape, len(kernel) // 2
+    taps = np.zeros((len(kernel), -(-len(kernel) // 4) * 4), dtype=np.float32)
+    taps[:, : len(kernel)] = kernel[::-1, ::-1]
+    rows, columns = _mirrored(-half, ny + 2 * half, ny), _mirrored(-half, nx + taps.shape[1] - 1, nx)
+    result = np.empty((ny, nx), dtype=np.float32)
+
+    def correlate(band: slice) -> None:
+        taken = rows[band.start : band.stop + 2 * half]
+        block = np.empty((len(taken), len(columns)), dtype=np.float32)
+        block[:, half : half + nx] = source[taken]
+        block[:, :half] = _cut_out(source, taken, columns[:half])
+        block[:, half + nx :] = _cut_out(source, taken, columns[half + nx :])
+        _loops.correlate(block, taps, result[band])
+
+    map_threads(correlate, row_bands(ny), n_threads=n_threads)
+    return result
+
+
+def _cut_out(plane: FloatArray, rows: IntArray, columns: IntArray) -> FloatArray:
+    """Return the pixels where rows and columns meet; both are near one another."""
+    if columns.size == 0:
+        return np.empty((rows.size, 0), dtype=plane.dtype)
+    first = columns.min()
+    return np.take(plane[:, first : columns.max() + 1][rows], columns - first, axis=1)
 
 
 def _mirrored(start: int, n: int, length: int) -> IntArray:
