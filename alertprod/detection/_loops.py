@@ -384,12 +384,16 @@ def set_planes(mask: IntArray, painted: IntArray, positive: int, negative: int, 
 
 
 @njit(cache=True, nogil=True)
+def _is_bright(value: float, variance: float, min_sigma: float) -> bool:
+    return value > 0 and value * value > min_sigma * min_sigma * variance
+
+
+@njit(cache=True, nogil=True)
 def _is_too_sharp(
     image: FloatArray,
     variance: FloatArray,
     usable: BoolArray,
     ratios: FloatArray,
-    min_sigma: float,
     psf_factor: float,
     noise_factor: float,
     hits: BoolArray,
@@ -401,11 +405,7 @@ def _is_too_sharp(
     It is compared with the means of its four pairs of opposite neighbours (columns, rows, diagonals), of which a star
     gives at least `ratios` times the pixel. Hits count as sky.
     """
-    if not usable[y, x]:
-        return False
     p, v = image[y, x], variance[y, x]
-    if not (p > 0 and p * p > min_sigma * min_sigma * v):
-        return False
     steps = ((0, 1), (1, 0), (1, 1), (1, -1))
     for k in range(4):
         dy, dx = steps[k]
@@ -442,9 +442,8 @@ def find_cosmic_rays(
     ny, nx = image.shape
     for y in range(max(1, row_start), min(ny - 1, row_stop)):
         for x in range(1, nx - 1):
-            hits[y, x] = _is_too_sharp(
-                image, variance, usable, ratios, min_sigma, psf_factor, noise_factor, no_hits, y, x
-            )
+            if _is_bright(image[y, x], variance[y, x], min_sigma) and usable[y, x]:
+                hits[y, x] = _is_too_sharp(image, variance, usable, ratios, psf_factor, noise_factor, no_hits, y, x)
 
 
 @njit(cache=True, nogil=True)
@@ -470,8 +469,10 @@ def grow_cosmic_rays(
         y, x = latest[i] // nx, latest[i] % nx
         for row in range(max(1, y - 1), min(ny - 1, y + 2)):
             for column in range(max(1, x - 1), min(nx - 1, x + 2)):
-                if not hits[row, column] and _is_too_sharp(
-                    image, variance, usable, ratios, min_sigma, psf_factor, noise_factor, hits, row, column
+                if hits[row, column] or not usable[row, column]:
+                    continue
+                if _is_bright(image[row, column], variance[row, column], min_sigma) and _is_too_sharp(
+                    image, variance, usable, ratios, psf_factor, noise_factor, hits, row, column
                 ):
                     added[count] = row * nx + column
                     count += 1

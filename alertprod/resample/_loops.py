@@ -368,9 +368,8 @@ def _look_up(place: float, n_entries: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _overlap(table: FloatArray, place: float, other: float) -> float:
+def _overlap(table: FloatArray, sample: int, entry: int, other: float) -> float:
     """Return the sum of products of the weights that two places of an axis give to the samples they share."""
-    sample, entry = _look_up(place, table.shape[0])
     other_sample, other_entry = _look_up(other, table.shape[0])
     lag = other_sample - sample
     total = 0.0
@@ -393,9 +392,11 @@ def mean_overlaps(u: FloatArray, v: FloatArray, du: FloatArray, dv: FloatArray, 
         From `kernel_table`.
     """
     result = np.zeros(du.size)
-    for step in range(du.size):
-        for place in range(u.size):
-            along_x = _overlap(table, u[place], u[place] + du[step])
+    for place in range(u.size):
+        column, entry_x = _look_up(u[place], table.shape[0])
+        row, entry_y = _look_up(v[place], table.shape[0])
+        for step in range(du.size):
+            along_x = _overlap(table, column, entry_x, u[place] + du[step])
             if along_x != 0.0:
-                result[step] += along_x * _overlap(table, v[place], v[place] + dv[step])
+                result[step] += along_x * _overlap(table, row, entry_y, v[place] + dv[step])
     return result / u.size

@@ -12,11 +12,13 @@ ComplexArray = NDArray[np.complexfloating[Any, Any]]
 
 
 @njit(cache=True, nogil=True)
-def fill_bad(image: FloatArray, bad: BoolArray, radius: int, fallback: float) -> FloatArray:
-    """Replace bad pixels by their neighbours' mean weighted with 1/distance²; `fallback` where none is good."""
+def fill_bad(
+    image: FloatArray, bad: BoolArray, radius: int, fallback: float, row_start: int, row_stop: int, filled: FloatArray
+) -> None:
+    """Copy rows, bad pixels as their neighbours' mean weighted with 1/distance²; `fallback` where none is good."""
     ny, nx = image.shape
-    filled = image.copy()
-    for y in range(ny):
+    for y in range(row_start, row_stop):
+        filled[y] = image[y]
         for x in range(nx):
             if not bad[y, x]:
                 continue
@@ -29,15 +31,20 @@ def fill_bad(image: FloatArray, bad: BoolArray, radius: int, fallback: float) ->
                         total += weight * image[j, i]
                         weight_sum += weight
             filled[y, x] = total / weight_sum if weight_sum > 0.0 else fallback
-    return filled
 
 
 @njit(cache=True, nogil=True)
-def spread_mask(mask: IntArray, offsets_y: IntArray, offsets_x: IntArray) -> IntArray:
-    """OR each pixel's bits onto the pixels at the offsets; inside areas of equal bits there is nothing to do."""
+def spread_mask(
+    mask: IntArray, offsets_y: IntArray, offsets_x: IntArray, row_start: int, row_stop: int, spread: IntArray
+) -> None:
+    """Fill rows with the bits of all pixels that reach them by an offset, themselves included.
+
+    Inside areas of equal bits there is nothing to do.
+    """
     ny, nx = mask.shape
-    spread = mask.copy()
-    for y in range(ny):
+    reach = offsets_y.max()
+    spread[row_start:row_stop] = mask[row_start:row_stop]
+    for y in range(max(0, row_start - reach), min(ny, row_stop + reach)):
         for x in range(nx):
             bits = mask[y, x]
             if bits == 0:
@@ -52,9 +59,8 @@ def spread_mask(mask: IntArray, offsets_y: IntArray, offsets_x: IntArray) -> Int
             for k in range(len(offsets_y)):
                 j = y + offsets_y[k]
                 i = x + offsets_x[k]
-                if 0 <= j < ny and 0 <= i < nx:
+                if row_start <= j < row_stop and 0 <= i < nx:
                     spread[j, i] |= bits
-    return spread
 
 
 def disc_offsets(radius: float) -> tuple[IntArray, IntArray]:

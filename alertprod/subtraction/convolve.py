@@ -9,7 +9,7 @@ import numpy as np
 import scipy.fft
 from numpy.polynomial import chebyshev
 
-from alertprod._bands import map_threads, row_bands
+from alertprod._bands import map_bands, map_threads, row_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.subtraction import _loops
 from alertprod.subtraction.spatial import SpatialKernel, evaluate_polynomial, normalised_axes, term_degrees
@@ -145,7 +145,7 @@ def convolve_variance(variance: FloatArray, squared_kernel: SpatialKernel, *, n_
     if is_moved:
         constant = SpatialKernel.constant(_crop_negligible(shape / total), squared_kernel.box)
         result = convolve_image(variance, constant, n_threads=n_threads)
-        least = np.float32(variance.min())
+        least = np.float32(min(map_bands(lambda first, last: variance[first:last].min(), len(variance))))
     else:
         result = np.empty(variance.shape, dtype=np.float32)
     sums = squared_kernel.terms.sum(axis=(1, 2))
@@ -193,16 +193,21 @@ def fill_bad_pixels(plane: FloatArray, bad: BoolArray, *, radius: int = _FILL_RA
         float32, the plane itself where nothing is bad. Near good pixels their mean weighted with the inverse squared
         distance, else the good pixels' median; zero where there is no good pixel at all.
     """
-    plane = np.ascontiguousarray(plane, dtype=np.float32)
-    if not bad.any():
+    plane, bad = np.ascontiguousarray(plane, dtype=np.float32), np.ascontiguousarray(bad)
+    if not any(map_bands(lambda first, last: bad[first:last].any(), len(bad))):
         return plane
     stride = max(1, int(np.sqrt(plane.size / 250_000)))
     good = plane[::stride, ::stride][~bad[::stride, ::stride]]
     fallback = float(np.median(good)) if good.size else 0.0
-    return _loops.fill_bad(plane, np.ascontiguousarray(bad), radius, fallback)
+    filled = np.empty_like(plane)
+    map_bands(lambda first, last: _loops.fill_bad(plane, bad, radius, fallback, first, last, filled), len(plane))
+    return filled
 
 
 def grow_mask(mask: IntArray, radius: float) -> IntArray:
     """Spread every bit to the pixels within `radius`; returns a new int32 array."""
     offsets_y, offsets_x = _loops.disc_offsets(radius)
-    return _loops.spread_mask(np.ascontiguousarray(mask, dtype=np.int32), offsets_y, offsets_x)
+    mask = np.ascontiguousarray(mask, dtype=np.int32)
+    grown = np.empty_like(mask)
+    map_bands(lambda first, last: _loops.spread_mask(mask, offsets_y, offsets_x, first, last, grown), len(mask))
+    return grown
