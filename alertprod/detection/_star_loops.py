@@ -7,8 +7,10 @@ from alertprod._typing import BoolArray, FloatArray, IntArray
 
 
 @njit(cache=True, nogil=True)
-def find_maxima(significance: FloatArray, threshold: float, radius: int) -> tuple[IntArray, IntArray]:
-    """Return (x, y) of the pixels above the threshold that are the largest within `radius`, in raster order.
+def find_maxima(
+    significance: FloatArray, threshold: float, radius: int, row_start: int, row_stop: int
+) -> tuple[IntArray, IntArray]:
+    """Return (x, y) of pixels of some rows above the threshold that are the largest within `radius`, in raster order.
 
     Of equal ones the first in raster order counts.
     """
@@ -16,7 +18,7 @@ def find_maxima(significance: FloatArray, threshold: float, radius: int) -> tupl
     count = 0
     xs = np.empty(1024, dtype=np.int64)
     ys = np.empty(1024, dtype=np.int64)
-    for y in range(ny):
+    for y in range(row_start, row_stop):
         for x in range(nx):
             s = significance[y, x]
             if not s >= threshold:

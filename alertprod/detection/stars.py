@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy.spatial import cKDTree
 
-from alertprod._bands import map_threads, row_bands
+from alertprod._bands import map_bands, map_threads, row_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.detection import _star_loops
 from alertprod.detection.background import estimate_background
@@ -204,7 +204,11 @@ def _find_peaks(
     # Stars push the upper side only: the scatter is taken from the lower.
     scatter = 1.4826 * float(np.median(middle - below))
     scatter = max(scatter, float(np.finfo(np.float32).tiny))
-    x, y = _star_loops.find_maxima(significance, middle + threshold * scatter, max(1, round(sigma)))
+    level, radius = middle + threshold * scatter, max(1, round(sigma))
+    found = map_bands(
+        lambda first, last: _star_loops.find_maxima(significance, level, radius, first, last), len(significance)
+    )
+    x, y = (np.concatenate(axis) for axis in zip(*found, strict=True))
     return x, y, (significance[y, x] - middle) / scatter
 
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -20,6 +21,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from alertprod._bands import map_threads
 from alertprod._typing import FloatArray, IntArray
 from alertprod.errors import CorruptImage, ImageNotYetAvailable, StoreUnavailable
 
@@ -287,17 +289,22 @@ class FitsFile:
         values = np.empty(shape, dtype=dtype.newbyteorder("="))
         flat = values.reshape(-1)
         must_swap = dtype.itemsize > 1 and sys.byteorder == "little"
-        total = 0
-        self._stream.seek(self.hdus[index].fileinfo()["datLoc"])
-        # Summed and swapped while still in the processor's cache.
+        location = self.hdus[index].fileinfo()["datLoc"]
         at_once = _BYTES_AT_ONCE // dtype.itemsize
-        for start in range(0, flat.size, at_once):
+        one_at_a_time = Lock()
+
+        def take(start: int) -> int:
+            # Summed and swapped while still in the processor's cache.
             part = flat[start : start + at_once]
-            self._fill(part.view(np.uint8).data, label)
-            if verify:
-                total += _add_words(part.view(np.uint8))
+            with one_at_a_time:
+                self._stream.seek(location + start * dtype.itemsize)
+                self._fill(part.view(np.uint8).data, label)
+            total = _add_words(part.view(np.uint8)) if verify else 0
             if must_swap:
                 part.byteswap(inplace=True)
+            return total
+
+        total = sum(map_threads(take, range(0, flat.size, at_once)))
         if verify:
             self._compare_sum(_fold(total), header, label)
         return values

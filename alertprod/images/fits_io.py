@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from astropy.io import fits
 
+from alertprod._bands import map_bands
 from alertprod._typing import BoolArray, FloatArray, IntArray
 from alertprod.errors import CorruptImage, DiskFull
 from alertprod.geometry.wcs import SkyWcs
@@ -253,12 +254,17 @@ def _read_planes(file: FitsFile, profile: InstrumentProfile, header: ExposureHea
     index = _find_image(file, profile)
     image = file.read_image(index, verify=planes.checksums)
     mask, knows_saturation = _read_mask(file, profile, info, shape)
-    empty = ~np.isfinite(image)
-    if profile.pixels.no_data_value is not None:
-        empty |= image == np.float32(profile.pixels.no_data_value)
-    no_data = np.int32(plane_bits("NO_DATA"))
-    np.logical_or(empty, mask & no_data, out=empty)
-    if empty.any():
+    no_data, no_data_value = np.int32(plane_bits("NO_DATA")), profile.pixels.no_data_value
+    empty = np.empty(shape, dtype=np.bool_)
+
+    def find_empty(first: int, last: int) -> bool:
+        rows = slice(first, last)
+        np.logical_or(~np.isfinite(image[rows]), mask[rows] & no_data, out=empty[rows])
+        if no_data_value is not None:
+            empty[rows] |= image[rows] == np.float32(no_data_value)
+        return bool(empty[rows].any())
+
+    if any(map_bands(find_empty, shape[0])):
         if empty.all():
             raise CorruptImage(file.name, file.label(index), "no pixel has data")
         image[empty] = np.nan
@@ -327,11 +333,15 @@ def _read_variance(
         elif kind == "rms":
             with np.errstate(over="ignore"):
                 values = values * values
-        if not (values > 0).any():
+        if not _is_positive_somewhere(values):
             raise CorruptImage(file.name, file.label(index), "no pixel has a positive variance")
         info.provenance.setdefault("variance", f"{kind} plane {file.label(index)}")
         return values
     return None
+
+
+def _is_positive_somewhere(plane: FloatArray) -> bool:
+    return any(map_bands(lambda first, last: (plane[first:last] > 0).any(), len(plane)))
 
 
 def _make_variance(

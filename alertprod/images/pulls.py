@@ -11,8 +11,8 @@ from alertprod.images import _loops
 _IQR_TO_SIGMA = 0.741301109252801
 """Interquartile range of a normal distribution to its standard deviation."""
 
-_N_SAMPLE = 1 << 20
-"""Values that a quantile is first looked for among: it is then known to one in two thousand of all."""
+_N_SAMPLE = 1 << 18
+"""Values that a quantile is first looked for among: it is then known to one in a thousand of all."""
 
 _SAMPLE_ERRORS = 6.0
 """Standard errors of that, on either side, within which it is then found; where it is not, all values are sorted."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alertprod._bands import map_threads
 from alertprod.detection.background import estimate_background
 from alertprod.detection.footprints import FootprintSet
 from alertprod.detection.matched_filter import make_filter_kernel
@@ -234,14 +235,21 @@ def judge_kernel(task: "ImageDifferenceTask", made: Subtraction, sources: Catalo
 
 def record_metrics(task: "ImageDifferenceTask", made: Subtraction) -> None:
     """Write the figures of a difference to the metadata."""
-    difference, science, metadata = made.difference, made.science, task.metadata
-    metadata["pullWidth"] = compute_pull_width(difference, planes=NOT_SKY_PLANES)
-    metadata["differenceLimitingMagnitude"] = compute_limiting_magnitude(difference, sky_planes=NOT_SKY_PLANES)
-    metadata.update(count_pixels(difference.mask, bad_planes=_BAD_PLANES, planes=_REPORTED_PLANES))
-    if made.result is None or made.warped is None:
+    difference, science, warped, metadata = made.difference, made.science, made.warped, task.metadata
+    figures: list[Callable[[], dict[str, float]]] = [
+        lambda: {"pullWidth": compute_pull_width(difference, planes=NOT_SKY_PLANES)},
+        lambda: {"differenceLimitingMagnitude": compute_limiting_magnitude(difference, sky_planes=NOT_SKY_PLANES)},
+        lambda: count_pixels(difference.mask, bad_planes=_BAD_PLANES, planes=_REPORTED_PLANES),
+    ]
+    if made.result is not None and warped is not None:
+        figures += [
+            lambda: compute_psf_sizes(science, warped),
+            lambda: compute_limiting_magnitudes(science, warped, sky_planes=NOT_SKY_PLANES),
+        ]
+    for found in map_threads(lambda compute: compute(), figures):
+        metadata.update(found)
+    if made.result is None or warped is None:
         return
-    metadata.update(compute_psf_sizes(science, made.warped))
-    metadata.update(compute_limiting_magnitudes(science, made.warped, sky_planes=NOT_SKY_PLANES))
     if made.kernel_sources is not None:
         ratios = compute_footprint_ratios(
             difference, science, made.kernel_sources, prefix="difference", sky_planes=NOT_SKY_PLANES

@@ -195,7 +195,7 @@ def test_a_sky_of_faint_peaks_alone_has_no_stars():
 
 def test_maxima_are_the_largest_within_the_radius():
     significance = np.random.default_rng(19).normal(size=(40, 45)).astype(np.float32)
-    x, y = _star_loops.find_maxima(significance, 1.0, 3)
+    x, y = _star_loops.find_maxima(significance, 1.0, 3, 0, len(significance))
     expected = []
     for row in range(40):
         for column in range(45):

@@ -98,7 +98,8 @@ def test_the_compiled_overlaps_are_products_of_dense_rows_of_weights(kernel):
         return rows
 
     expected = [
-        np.mean((spread(u) * spread(u + du)).sum(axis=1) * (spread(v) * spread(v + dv)).sum(axis=1)) for du, dv in steps.T
+        np.mean((spread(u) * spread(u + du)).sum(axis=1) * (spread(v) * spread(v + dv)).sum(axis=1))
+        for du, dv in steps.T
     ]
     found = _loops.mean_overlaps(u, v, *steps, kernel_table(kernel))
     # The table's steps are 1.2e-4 pixels, and the weights' slope is below 2 per pixel.
