@@ -223,7 +223,7 @@ class _Found:
         painted = self.painted
         if grow:
             painted = painted.copy()
-            pixels = np.flatnonzero(painted)
+            pixels = np.flatnonzero(painted != 0)  # of truth values it is ten times quicker
             bits = painted.reshape(-1)[pixels]
             _loops.paint_shapes(pixels, bits, np.arange(grow, -1, -1), painted)
         return self.make_footprints(painted, (_loops.POSITIVE | _loops.NEGATIVE,))

@@ -180,14 +180,17 @@ def warp_rows(
     radius = taps // 2
     squares = table * table
     flat_image, flat_variance, flat_flags = image.ravel(), variance.ravel(), flags.ravel()
-    flat_table, flat_squares = table.ravel(), squares.ravel()
+    flat_table, flat_squares, flat_near = table.ravel(), squares.ravel(), near.ravel()
     stride = np.uint64(nx)
     least = np.float32(least_weight)
     line_x = np.empty(x_nodes.shape[1])
     line_y = np.empty(x_nodes.shape[1])
     line_area = np.empty(x_nodes.shape[1])
+    columns, rows, entries_x, entries_y = np.empty((4, step), dtype=np.int32)
+    areas = np.empty(step, dtype=np.float32)
     for y in range(row_start, row_stop):
-        out_image[y], out_mask[y], out_variance[y] = np.nan, no_data, np.inf
+        line_image, line_mask, line_variance = out_image[y], out_mask[y], out_variance[y]
+        line_image[:], line_mask[:], line_variance[:] = np.nan, no_data, np.inf
         node_row = min(y // step, x_nodes.shape[0] - 2)
         t = (y - node_row * step) / step
         for k in range(line_x.size):
@@ -205,30 +208,36 @@ def warp_rows(
                 and min(y_from, y_to) <= ny - 0.5
             ):
                 continue
-            for x in range(cell * step, min((cell + 1) * step, n_columns)):
-                t = (x - cell * step) / step
+            # Of a cell at once, without branches: what the processor's vectors do.
+            for k in range(step):
+                t = k / step
                 x_source = x_from + t * (x_to - x_from)
                 y_source = y_from + t * (y_to - y_from)
-                if not (-0.5 <= x_source <= nx - 0.5 and -0.5 <= y_source <= ny - 0.5):
-                    continue
-                area = line_area[cell] + t * (line_area[cell + 1] - line_area[cell])
-                column = int(np.floor(x_source))
-                row = int(np.floor(y_source))
-                entry_x = int((x_source - column) * n_entries + 0.5)
-                entry_y = int((y_source - row) * n_entries + 0.5)
+                column, row = np.floor(x_source), np.floor(y_source)
+                entry_x = np.int32((x_source - column) * n_entries + 0.5)
+                entry_y = np.int32((y_source - row) * n_entries + 0.5)
                 # Within half an entry below the next pixel's centre is on it: unshifted images stay exact.
-                if entry_x == n_entries:
-                    entry_x = 0
-                    column += 1
-                if entry_y == n_entries:
-                    entry_y = 0
-                    row += 1
+                next_x, next_y = entry_x == n_entries, entry_y == n_entries
+                entries_x[k] = 0 if next_x else entry_x
+                entries_y[k] = 0 if next_y else entry_y
+                columns[k] = np.int32(column) + next_x
+                rows[k] = np.int32(row) + next_y
+                is_off = not (-0.5 <= x_source <= nx - 0.5 and -0.5 <= y_source <= ny - 0.5)
+                if is_off:
+                    rows[k] = -taps
+                areas[k] = line_area[cell] + t * (line_area[cell + 1] - line_area[cell])
+            for x in range(cell * step, min((cell + 1) * step, n_columns)):
+                k = x - cell * step
+                column, row, entry_x, entry_y, area = columns[k], rows[k], entries_x[k], entries_y[k], areas[k]
+                if row == -taps:
+                    continue
+                target = np.uint64(x)
                 first_column = column - radius + 1
                 first_row = row - radius + 1
                 interior = (
                     first_column >= 0 and first_row >= 0 and first_column + width <= nx and first_row + taps <= ny
                 )
-                state = near[row, column] if interior else UNUSABLE
+                state = flat_near[np.uint64(row * nx + column)] if interior else UNUSABLE
                 if state & UNUSABLE:
                     value, noise, bits = _careful(
                         image,
@@ -244,11 +253,11 @@ def warp_rows(
                         edge,
                     )
                     if bits & INVALID:
-                        out_mask[y, x] = (bits & ~INVALID) | no_data
+                        line_mask[target] = (bits & ~INVALID) | no_data
                         continue
-                    out_image[y, x] = value * area
-                    out_variance[y, x] = noise * area * area
-                    out_mask[y, x] = bits & ~no_data
+                    line_image[target] = value * area
+                    line_variance[target] = noise * area * area
+                    line_mask[target] = bits & ~no_data
                     continue
                 total = np.float32(0.0)
                 noise = np.float32(0.0)
@@ -256,15 +265,16 @@ def warp_rows(
                     # Unsigned offsets into flat planes: a signed index could be negative and wrap, and then
                     # the eight lanes would be gathered one by one.
                     start = np.uint64(first_row * nx + first_column)
-                    weight_row = entry_y * width
+                    weight_row = np.uint64(entry_y * width)
                     weight_column = np.uint64(entry_x * width)
                     for i in range(8):
                         lane = np.float32(0.0)
                         lane_noise = np.float32(0.0)
                         for j in range(6):
                             place = start + np.uint64(j) * stride + np.uint64(i)
-                            lane += flat_table[weight_row + j] * flat_image[place]
-                            lane_noise += flat_squares[weight_row + j] * flat_variance[place]
+                            row_tap = weight_row + np.uint64(j)
+                            lane += flat_table[row_tap] * flat_image[place]
+                            lane_noise += flat_squares[row_tap] * flat_variance[place]
                         tap = weight_column + np.uint64(i)
                         total += flat_table[tap] * lane
                         noise += flat_squares[tap] * lane_noise
@@ -278,8 +288,8 @@ def warp_rows(
                         total += table[entry_y, j] * lane
                         noise += squares[entry_y, j] * lane_noise
                 scale = np.float32(area)
-                out_image[y, x] = total * scale
-                out_variance[y, x] = noise * scale * scale
+                line_image[target] = total * scale
+                line_variance[target] = noise * scale * scale
                 bits = np.int32(0)
                 if state & FLAGGED:
                     for j in range(taps):
@@ -290,7 +300,7 @@ def warp_rows(
                             tap = np.uint64(i)
                             if abs(flat_table[weight_column + tap]) >= least_column:
                                 bits |= flat_flags[start + tap]
-                out_mask[y, x] = bits
+                line_mask[target] = bits
 
 
 @numba.njit(cache=True, nogil=True)
