@@ -303,7 +303,7 @@ def warp_rows(
                 line_mask[target] = bits
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 def accumulate_tile(
     image: FloatArray,
     mask: IntArray,
@@ -324,28 +324,32 @@ def accumulate_tile(
     The tile's first pixel is `x_min`, `y_min` of the sums, which start block (0, 0) at their own first pixel.
     """
     ny, nx = image.shape
+    bits, zero, one, infinity = np.int32(no_data), np.float32(0.0), np.float32(1.0), np.float32(np.inf)
+    factor, square = np.float32(scale), np.float32(scale * scale)
     for y in range(ny):
         row = y + y_min
+        values, variances, flags = image[y], variance[y], mask[y]
+        columns = slice(x_min, x_min + nx)
+        line_image, line_variance = sum_image[row, columns], sum_variance[row, columns]
+        line_weight, line_mask = sum_weight[row, columns], or_mask[row, columns]
         start = 0
         while start < nx:
-            # To the end of the block, so that its weight is summed in a register.
+            # To the end of the block, so that its weight is summed in registers.
             block_column = (start + x_min) // block
             stop = min(nx, (block_column + 1) * block - x_min)
-            total = 0.0
-            for x in range(start, stop):
-                value, noise = image[y, x], variance[y, x]
+            total = zero
+            for x in range(np.uint64(start), np.uint64(stop)):
+                value, noise = values[x], variances[x]
                 # A finite number less itself is zero; nothing else is.
-                if (mask[y, x] & no_data) or not (value - value == 0 and 0 < noise < np.inf):
-                    continue
-                noise *= scale * scale
-                weight = 1.0 / np.sqrt(noise)
-                column = x + x_min
-                sum_image[row, column] += weight * value * scale
-                sum_variance[row, column] += weight * noise
-                sum_weight[row, column] += weight
-                or_mask[row, column] |= mask[y, x]
+                usable = ((flags[x] & bits) == 0) & (noise > zero) & (noise < infinity) & (value - value == zero)
+                noise = noise * square if usable else one
+                weight = one / np.sqrt(noise) if usable else zero
+                line_image[x] += weight * (value * factor if usable else zero)
+                line_variance[x] += weight * noise
+                line_weight[x] += weight
+                line_mask[x] |= flags[x] if usable else np.int32(0)
                 total += weight
-            block_weight[row // block, block_column] += total / (block * block)
+            block_weight[row // block, block_column] += total / np.float32(block * block)
             start = stop
 
 
