@@ -147,16 +147,15 @@ def subtract_planes(
             out_variance[y, x] = sum_variance
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def multiply_out(rows: FloatArray, columns: FloatArray) -> FloatArray:
-    """Return ``rows @ columns.T`` in float32 for a handful of terms, quicker than the general product."""
+    """Return ``rows @ columns`` in float32 for a handful of terms, quicker than the general product."""
     ny, n_terms = rows.shape
-    nx = columns.shape[0]
-    product = np.empty((ny, nx), np.float32)
+    product = np.zeros((ny, columns.shape[1]), np.float32)
     for y in range(ny):
-        for x in range(nx):
-            total = np.float32(0.0)
-            for k in range(n_terms):
-                total += rows[y, k] * columns[x, k]
-            product[y, x] = total
+        line = product[y]
+        for k in range(n_terms):
+            factor, term = rows[y, k], columns[k]
+            for x in range(line.size):
+                line[x] += factor * term[x]
     return product

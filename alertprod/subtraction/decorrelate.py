@@ -366,13 +366,12 @@ def clipped_mean(values: FloatArray) -> float:
     -----
     Stars that nobody has marked raise mean and standard deviation alike: clipping about those leaves them in.
     """
-    values = values.astype(float)
     for _ in range(3):
         if values.size > 1:
             middle = float(np.median(values))
             deviation = np.abs(values - middle)
             values = values[deviation <= 3.0 * 1.4826 * float(np.median(deviation)) + 1e-6 * abs(middle)]
-    return float(values.mean()) if values.size else float("nan")
+    return float(values.mean(dtype=float)) if values.size else float("nan")
 
 
 def without_weight(plane: FloatArray) -> BoolArray:

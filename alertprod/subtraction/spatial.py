@@ -66,7 +66,7 @@ def evaluate_polynomial(coefficients: FloatArray, order: int, box: Box, *, rows:
         matrix[j, i] = value
     if rows is not None:
         powers_v = powers_v[rows]
-    return _loops.multiply_out((powers_v @ matrix).astype(np.float32), powers_u.astype(np.float32))
+    return _loops.multiply_out((powers_v @ matrix).astype(np.float32), powers_u.T.astype(np.float32, order="C"))
 
 
 @dataclass(frozen=True, slots=True)

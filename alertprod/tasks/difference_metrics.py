@@ -36,8 +36,8 @@ _MEAN_OVER_MEDIAN = 1.1829
 _UNUSABLE_PLANES = ("NO_DATA", "BAD", "SAT", "EDGE", "CR")
 """Pixels of these planes say nothing about how well a star was subtracted."""
 
-_ENOUGH_PIXELS = 1_000_000
-"""A median over a million pixels is known to a part in a thousand; one over sixteen million takes a quarter second."""
+_ENOUGH_PIXELS = 250_000
+"""A median over so many pixels is known to two parts in a thousand; one over sixteen million takes a quarter second."""
 
 _ROWS_AT_ONCE = 1024
 """Rows of a mask that a thread counts at once, each time into a table of all values that there may be."""

@@ -20,8 +20,8 @@ def test_spectra_are_scaled_and_added_as_numpy_would(rng):
 
 
 def test_products_of_few_terms_are_matrix_products(rng):
-    rows, columns = rng.normal(size=(7, 3)).astype(np.float32), rng.normal(size=(11, 3)).astype(np.float32)
-    np.testing.assert_allclose(_loops.multiply_out(rows, columns), rows @ columns.T, rtol=1e-5, atol=1e-6)
+    rows, columns = rng.normal(size=(7, 3)).astype(np.float32), rng.normal(size=(3, 11)).astype(np.float32)
+    np.testing.assert_allclose(_loops.multiply_out(rows, columns), rows @ columns, rtol=1e-5, atol=1e-6)
 
 
 def test_planes_are_subtracted_as_numpy_would(rng):
