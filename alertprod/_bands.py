@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Generic, TypeVar
 
 from numba import config as numba_config
@@ -67,8 +68,9 @@ def map_threads(
     is left.
     """
     work = _Work(function, list(items))
-    n_threads = min(numba_config.NUMBA_NUM_THREADS if n_threads is None else n_threads, len(work.results))
-    helpers = [_HELPERS.submit(work.take_part) for _ in range(n_threads - 1)]
+    n_threads = numba_config.NUMBA_NUM_THREADS if n_threads is None else n_threads
+    n_helpers = min(n_threads, len(work.results)) - 1
+    helpers = [_pool(n_threads - 1).submit(work.take_part) for _ in range(n_helpers)]
     work.take_part()
     for helper in helpers:
         if not helper.cancel():
@@ -99,15 +101,15 @@ class _Work(Generic[_Item, _Result]):
                 self.errors[number] = error
 
 
-_MAX_HELPERS = 256
-"""More than anybody asks for; a thread starts when it is first needed."""
+@cache
+def _pool(n_helpers: int) -> ThreadPoolExecutor:
+    """Return the threads of those who may have so many beside their own.
+
+    Never more: the C library gives the threads of a worker a heap each (`service.memory`), and one too many would share
+    the heap of another, which then costs both half as much again.
+    """
+    return ThreadPoolExecutor(n_helpers, thread_name_prefix="bands")
 
 
-def _make_helpers() -> None:
-    global _HELPERS  # noqa: PLW0603 - threads do not live on in a forked process
-    _HELPERS = ThreadPoolExecutor(_MAX_HELPERS, thread_name_prefix="bands")
-
-
-_HELPERS: ThreadPoolExecutor
-_make_helpers()
-os.register_at_fork(after_in_child=_make_helpers)
+# Threads do not live on in a forked process.
+os.register_at_fork(after_in_child=_pool.cache_clear)
