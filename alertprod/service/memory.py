@@ -28,8 +28,8 @@ def keep_freed_memory(*, n_threads: int) -> bool:
     Parameters
     ----------
     n_threads
-        How many of its threads work: each has a heap of its own, so that none waits for another, and there are no more.
-        What one heap keeps is of no use to the others.
+        How many of its threads work: each has a heap of its own, so that none waits for another. What one heap keeps is of
+        no use to the others, so there are no more, but for one: of those who only watch.
 
     Notes
     -----
@@ -40,7 +40,7 @@ def keep_freed_memory(*, n_threads: int) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is None:
         return False
-    settings = ((_M_MMAP_THRESHOLD, _BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, n_threads))
+    settings = ((_M_MMAP_THRESHOLD, _BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, n_threads + 1))
     return all(mallopt(name, value) for name, value in settings)  # the rest means nothing where one is not known
 
 
