@@ -22,7 +22,7 @@ from benchmarks.speed.probes import Cost, PeakMemory, measured_stages
 from alertprod.config import load_config
 from alertprod.factory import WorkerPipeline
 from alertprod.images.exposure import Exposure
-from alertprod.service.memory import keep_freed_memory
+from alertprod.service.memory import keep_freed_memory, settle_memory
 from alertprod.service.pipeline import ExposurePipeline
 from alertprod.service.work import WorkOrder
 from alertprod.store.database import Database
@@ -98,9 +98,11 @@ def measure(case: Case) -> dict[str, Any]:
     database = Database(config.store.open_url())
     database.upgrade()
     ledger = Ledger(database)
-    keep_freed_memory(n_threads=case.threads)  # as a worker does
+    # As a worker does.
+    keep_freed_memory(n_threads=case.threads)
     pipeline = WorkerPipeline(config)()
     pipeline.warm_up()
+    settle_memory()
     process = psutil.Process(os.getpid())
     # Peers have a process of their own: ours keeps the memory that it frees, which is no merit of theirs.
     peers = ProcessPoolExecutor(1, mp_context=get_context("spawn")) if case.peers else None
