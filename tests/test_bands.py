@@ -41,6 +41,18 @@ def test_as_many_threads_work_as_there_may_be(n_threads):
     assert map_threads(lambda item: barrier.wait() >= 0 and item, range(n_threads)) == list(range(n_threads))
 
 
+def test_no_more_threads_work_than_there_may_be(n_threads):
+    seen = set()
+
+    def look(item):
+        seen.add(threading.get_ident())
+        return item
+
+    for _ in range(200):  # a helper is asked again before it has gone to rest
+        assert map_threads(lambda item: sum(map_threads(look, range(item))), range(4)) == [0, 0, 1, 3]
+    assert len(seen) <= n_threads
+
+
 def test_one_thread_is_the_callers():
     assert map_threads(lambda _: threading.current_thread(), [0, 1], n_threads=1) == [threading.current_thread()] * 2
 

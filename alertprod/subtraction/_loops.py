@@ -80,7 +80,7 @@ def correlate(rows: FloatArray, kernel: FloatArray, out: FloatArray) -> None:
     rows
         float32, shape ``(ny + ky - 1, nx + kx - 1)``.
     kernel
-        float32, shape ``(ky, kx)``, kx a multiple of four: that many products are added to a pixel while it is at hand.
+        float32, shape ``(ky, kx)``, kx a multiple of three: that many products are added to a pixel while it is at hand.
     """
     ky, kx = kernel.shape
     ny, nx = out.shape
@@ -89,11 +89,11 @@ def correlate(rows: FloatArray, kernel: FloatArray, out: FloatArray) -> None:
         line[:] = np.float32(0.0)
         for j in range(ky):
             row = rows[y + j]
-            for i in range(0, kx, 4):
-                a, b, c, d = kernel[j, i], kernel[j, i + 1], kernel[j, i + 2], kernel[j, i + 3]
-                first, second, third, fourth = row[i : i + nx], row[i + 1 :], row[i + 2 :], row[i + 3 :]
+            for i in range(0, kx, 3):
+                a, b, c = kernel[j, i], kernel[j, i + 1], kernel[j, i + 2]
+                first, second, third = row[i : i + nx], row[i + 1 :], row[i + 2 :]
                 for x in range(nx):
-                    line[x] += a * first[x] + b * second[x] + c * third[x] + d * fourth[x]
+                    line[x] += a * first[x] + b * second[x] + c * third[x]
 
 
 @njit(cache=True, nogil=True)

@@ -91,7 +91,7 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
 def _sum_products(source: FloatArray, kernel: FloatArray, *, n_threads: int) -> FloatArray:
     """Convolve with a small kernel that is the same everywhere."""
     (ny, nx), half = source.shape, len(kernel) // 2
-    taps = np.zeros((len(kernel), -(-len(kernel) // 4) * 4), dtype=np.float32)
+    taps = np.zeros((len(kernel), -(-len(kernel) // 3) * 3), dtype=np.float32)
     taps[:, : len(kernel)] = kernel[::-1, ::-1]
     rows, columns = _mirrored(-half, ny + 2 * half, ny), _mirrored(-half, nx + taps.shape[1] - 1, nx)
     result = np.empty((ny, nx), dtype=np.float32)

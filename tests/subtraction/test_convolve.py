@@ -25,6 +25,16 @@ def test_constant_kernel_is_an_ordinary_convolution(rng):
     np.testing.assert_allclose(found[3:-3, 3:-3], expected, atol=1e-6 * np.abs(expected).max() * 16)
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 9, 11, 13])
+@pytest.mark.parametrize("shape", [(70, 133), (4, 3)])
+def test_constant_kernels_of_all_sizes_see_the_image_mirrored(size, shape, rng):
+    image, kernel = rng.normal(size=shape).astype(np.float32), rng.normal(size=(size, size))
+    found = convolve_image(image, SpatialKernel.constant(kernel, Box.from_shape(shape)))
+    mirrored = np.pad(image, size // 2, mode="symmetric")
+    # Of float32: sums of up to 169 products, or transforms of 256 x 256 values.
+    np.testing.assert_allclose(found, convolve2d(mirrored, kernel, mode="valid"), atol=2e-5 * np.abs(kernel).sum())
+
+
 def test_light_is_spread_by_the_kernel_of_the_place_it_comes_from(rng):
     shape = (90, 120)
     box = Box.from_shape(shape)

@@ -1,4 +1,5 @@
 import numpy as np
+from scipy.signal import correlate2d
 
 from alertprod.images.mask import plane_bits
 from alertprod.subtraction import _loops
@@ -17,6 +18,13 @@ def test_spectra_are_scaled_and_added_as_numpy_would(rng):
     expected = total + first * second
     _loops.add_product(total, first, second)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_are_correlated_as_scipy_would(rng):
+    rows, kernel = rng.normal(size=(11, 20)).astype(np.float32), rng.normal(size=(5, 6)).astype(np.float32)
+    found = np.empty((7, 15), np.float32)
+    _loops.correlate(rows, kernel, found)
+    np.testing.assert_allclose(found, correlate2d(rows, kernel, mode="valid"), rtol=1e-5, atol=1e-5)
 
 
 def test_products_of_few_terms_are_matrix_products(rng):
