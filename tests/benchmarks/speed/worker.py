@@ -5,6 +5,7 @@
 
 import json
 import os
+import pickle
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -117,7 +118,7 @@ def measure(case: Case) -> dict[str, Any]:
             result = pipeline.process(order)
             costs["exposure"] = started.so_far()
         if peers is not None:
-            costs |= time_peers(peers, pipeline, order.event, saturation=saturation)
+            costs |= time_peers(peers, pipeline, order.event, directory / "pair.pickle", saturation=saturation)
         if visit == 0:
             # Decodes tiles into the cache, and all meet an exposure of this size for the first time.
             continue
@@ -149,13 +150,18 @@ def claim(inputs: Inputs, ledger: Ledger, visit: int) -> WorkOrder:
 
 
 def time_peers(
-    process: ProcessPoolExecutor, pipeline: ExposurePipeline, event: VisitReady, *, saturation: float
+    process: ProcessPoolExecutor, pipeline: ExposurePipeline, event: VisitReady, path: Path, *, saturation: float
 ) -> dict[str, Cost]:
-    """Return what matching the same pair costs the peers that are there; they are given pixels that are warped."""
+    """Return what matching the same pair costs the peers that are there; they are given pixels that are warped.
+
+    The pair goes through a file at `path`: a pipe would take as much memory again, in threads that a worker has not.
+    """
     instrument = pipeline._instruments[event.instrument]
     science = pipeline._load(event, instrument)
     template = instrument.templates.build_template(science.wcs, science.shape, event.band).exposure
     ready = instrument.task.characterizeInputs(science, template)
+    with path.open("wb") as file:
+        pickle.dump((ready.exposure, ready.templateExposure), file, protocol=pickle.HIGHEST_PROTOCOL)
     peers: dict[str, Peer] = {
         "photutils": match_photutils,
         "hotpants": partial(match_hotpants, saturation=saturation),
@@ -163,15 +169,18 @@ def time_peers(
     costs = {}
     for name, match in peers.items():
         try:
-            costs[name] = process.submit(time_peer, match, ready.exposure, ready.templateExposure).result()
+            costs[name] = process.submit(time_peer, match, path).result()
         except NotApplicable:
             continue
+    path.unlink()
     return costs
 
 
-def time_peer(match: Peer, exposure: Exposure, template: Exposure) -> Cost:
-    """Return what one peer's match costs."""
-    matched = match(exposure, template)
+def time_peer(match: Peer, path: Path) -> Cost:
+    """Return what one peer's match of the pair in a file costs."""
+    with path.open("rb") as file:
+        pair: tuple[Exposure, Exposure] = pickle.load(file)
+    matched = match(*pair)
     return Cost(matched.wall_s, matched.cpu_s)
 
 
