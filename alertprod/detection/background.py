@@ -1,6 +1,7 @@
 """The smooth background of an image: clipped medians in bins, joined by cubic splines."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -80,8 +81,8 @@ class Background:
 
     def compute_at(self, *, x: IntArray, y: IntArray) -> FloatArray:
         """Return the background at some whole pixels, without drawing the rest: float64, shape of `x`."""
-        rows = _interpolation_matrix(self.row_centers, self.shape[0], linear=False)[y]
-        columns = _interpolation_matrix(self.column_centers, self.shape[1], linear=False)[x]
+        rows = _interpolation_matrix(tuple(self.row_centers), self.shape[0], linear=False)[y]
+        columns = _interpolation_matrix(tuple(self.column_centers), self.shape[1], linear=False)[x]
         return np.einsum("ij,ij->i", rows @ _with_outer_slopes(self.level), columns)
 
     def compute_sigma_image(self) -> FloatArray:
@@ -103,7 +104,7 @@ class _Surface:
     def through(cls, values: FloatArray, bins: Background, *, linear: bool = False, slopes: bool = True) -> "_Surface":
         """Return the surface through values of the bins, shape ``(n_rows, n_columns)``, that goes on beyond them or not."""
         padded = _with_outer_slopes(values) if slopes else np.pad(values, ((0, 2), (0, 2)))
-        columns = _interpolation_matrix(bins.column_centers, bins.shape[1], linear=linear)
+        columns = _interpolation_matrix(tuple(bins.column_centers), bins.shape[1], linear=linear)
         levels = padded.astype(np.float32) @ columns.T
         centers, n = bins.row_centers, len(bins.row_centers)
         curvatures = np.zeros((n, n))
@@ -185,9 +186,13 @@ def _edges(length: int, bin_size: int) -> IntArray:
     return np.linspace(0, length, n_bins + 1).round().astype(np.int64)
 
 
-def _interpolation_matrix(centers: FloatArray, length: int, *, linear: bool) -> FloatArray:
-    """Return the ``(length, n + 2)`` float32 matrix that takes bin values, and the two slopes beyond them, to pixels."""
-    n, pixels = len(centers), np.arange(length)
+@lru_cache(maxsize=16)
+def _interpolation_matrix(places: tuple[float, ...], length: int, *, linear: bool) -> FloatArray:
+    """Return the ``(length, n + 2)`` float32 matrix that takes bin values, and the two slopes beyond them, to pixels.
+
+    Of bins that are centred at `places`; read-only, as others get the same.
+    """
+    centers, n, pixels = np.array(places), len(places), np.arange(length)
     positions = np.clip(pixels, centers[0], centers[-1])
     if n == 1:
         inner = np.ones((length, 1))
@@ -200,7 +205,9 @@ def _interpolation_matrix(centers: FloatArray, length: int, *, linear: bool) -> 
     beyond = np.stack([np.maximum(centers[0] - pixels, 0.0), np.maximum(pixels - centers[-1], 0.0)], axis=1) / width
     # A far bin's share falls off by a factor of four a bin, soon to numbers that a processor multiplies slowly.
     inner[np.abs(inner) < _LEAST_SHARE] = 0.0
-    return np.concatenate([inner, beyond], axis=1).astype(np.float32)
+    matrix = np.concatenate([inner, beyond], axis=1).astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
 
 
 def _piece_weights(centers: FloatArray, length: int) -> tuple[IntArray, FloatArray]:

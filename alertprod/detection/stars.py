@@ -133,12 +133,20 @@ def find_stars(masked_image: MaskedImage, *, sigma: float | None = None, config:
     """
     config = config or StarConfig()
     bad_bits = plane_bits(*config.excluded_planes)
-    bad = ~masked_image.usable(bad_bits) | (masked_image.image >= config.saturation)
-    if bad.all():
+    good, bad = masked_image.usable(bad_bits), np.empty(masked_image.shape, dtype=np.bool_)
+    flat = MaskedImage(np.empty_like(masked_image.image), masked_image.mask, masked_image.variance)
+
+    def prepare(first: int, last: int) -> bool:
+        rows = slice(first, last)
+        good[rows] &= masked_image.image[rows] < config.saturation
+        np.logical_not(good[rows], out=bad[rows])
+        flat.image[rows] = masked_image.image[rows]
+        np.copyto(flat.image[rows], np.float32(np.nan), where=bad[rows])
+        return bool(good[rows].any())
+
+    if not any(map_bands(prepare, len(good))):
         return _empty()
-    background = estimate_background(masked_image.image, ~bad, bin_size=config.background_bin).compute_image()
-    flat = MaskedImage(masked_image.image - background, masked_image.mask, masked_image.variance)
-    flat.image[bad] = np.nan
+    estimate_background(masked_image.image, good, bin_size=config.background_bin).subtract_from(flat.image)
     found = _find_width(flat, bad, bad_bits, config) if sigma is None else sigma
     if found is None:
         return _empty()

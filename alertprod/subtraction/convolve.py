@@ -5,6 +5,8 @@ is multiplied by each spatial term before its convolution, so that light is spre
 comes from. Done in tiles whose transforms stay in the processor's cache.
 """
 
+import itertools
+
 import numpy as np
 import scipy.fft
 from numpy.polynomial import chebyshev
@@ -64,27 +66,26 @@ def convolve_image(image: FloatArray, kernel: SpatialKernel, *, n_threads: int =
     degrees = term_degrees(kernel.order)
     result = np.empty((ny, nx), dtype=np.float32)
 
-    def convolve_row(top: int) -> None:
-        bottom = min(top + step, ny)
-        for left in range(0, nx, step):
-            right = min(left + step, nx)
-            if top >= half and left >= half and top + side - half <= ny and left + side - half <= nx:
-                block = source[top - half : top - half + side, left - half : left - half + side]
-            else:
-                block = _cut_out(source, rows[top : top + side], columns[left : left + side])
-            along_x = [
-                scipy.fft.rfft(block * terms[left : left + side] if i else block, axis=1)
-                for i, terms in enumerate(terms_u)
-            ]
-            total = scipy.fft.fft(along_x[0], axis=0)
-            total *= transfer[0]
-            for term, (i, j) in enumerate(degrees[1:], start=1):
-                weighted = _loops.scale_rows(along_x[i], terms_v[j, top : top + side]) if j else along_x[i]
-                _loops.add_product(total, scipy.fft.fft(weighted, axis=0), transfer[term])
-            tile = scipy.fft.irfft2(total, s=(side, side), overwrite_x=True)
-            result[top:bottom, left:right] = tile[half : half + bottom - top, half : half + right - left]
+    def convolve_tile(corner: tuple[int, int]) -> None:
+        top, left = corner
+        bottom, right = min(top + step, ny), min(left + step, nx)
+        if top >= half and left >= half and top + side - half <= ny and left + side - half <= nx:
+            block = source[top - half : top - half + side, left - half : left - half + side]
+        else:
+            block = _cut_out(source, rows[top : top + side], columns[left : left + side])
+        along_x = [
+            scipy.fft.rfft(block * terms[left : left + side] if i else block, axis=1) for i, terms in enumerate(terms_u)
+        ]
+        total = scipy.fft.fft(along_x[0], axis=0)
+        total *= transfer[0]
+        for term, (i, j) in enumerate(degrees[1:], start=1):
+            weighted = _loops.scale_rows(along_x[i], terms_v[j, top : top + side]) if j else along_x[i]
+            _loops.add_product(total, scipy.fft.fft(weighted, axis=0), transfer[term])
+        wanted = scipy.fft.ifft(total, axis=0, overwrite_x=True)[half : half + bottom - top]
+        result[top:bottom, left:right] = scipy.fft.irfft(wanted, n=side)[:, half : half + right - left]
 
-    map_threads(convolve_row, range(0, ny, step), n_threads=n_threads)
+    corners = itertools.product(range(0, ny, step), range(0, nx, step))
+    map_threads(convolve_tile, corners, n_threads=n_threads)
     return result
 
 

@@ -61,6 +61,9 @@ the correction as wide as a hundred pixels."""
 _UNCONVOLVED: FloatArray = np.ones((1, 1))
 """The kernel of an image that was not convolved."""
 
+_ENOUGH_PIXELS = 250_000
+"""Pixels that a mean variance is taken of; where there are more, rows and columns are left out."""
+
 _NODES = 3
 """Where the kernel varies, it is whitened at 3 x 3 places: enough for the six terms of order 2."""
 
@@ -355,8 +358,8 @@ def compute_mean_variance(plane: FloatArray, ignored: BoolArray) -> float:
 
 
 def _choose_stride(n_pixels: int) -> int:
-    """Return the step at which rows and columns are taken: some million pixels are enough, and are not thinned again."""
-    return max(1, int(np.sqrt(n_pixels / 1_000_000)))
+    """Return the step at which rows and columns are taken: of so many pixels a mean is good to a part in a thousand."""
+    return max(1, int(np.sqrt(n_pixels / _ENOUGH_PIXELS)))
 
 
 def clipped_mean(values: FloatArray) -> float:

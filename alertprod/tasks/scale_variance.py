@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from lsst.pex.config import Config, Field, FieldValidationError, ListField, RangeField
 
-from alertprod._bands import BAND
+from alertprod._bands import BAND, map_bands
 from alertprod._typing import FloatArray
 from alertprod.detection.background import estimate_background
 from alertprod.detection.matched_filter import compute_significance, make_filter_kernel
@@ -79,7 +79,7 @@ class ScaleVarianceTask(Task):
         limit = self.config.limit
         if not 1.0 / limit <= factor <= limit:
             raise BadSubtraction("the factor by which the variance plane is off", factor, limit)
-        maskedImage.variance *= np.float32(factor)
+        _multiply(maskedImage.variance, factor)
         if psf is None:
             return factor
         correlation = self.computeNoiseCorrelation(maskedImage, psf)
@@ -88,7 +88,7 @@ class ScaleVarianceTask(Task):
             return factor
         if correlation**2 > limit:
             raise BadSubtraction("the noise of point sources over that of independent pixels", correlation, limit**0.5)
-        maskedImage.variance *= np.float32(correlation**2)
+        _multiply(maskedImage.variance, correlation**2)
         return float(factor * correlation**2)
 
     def computeNoiseCorrelation(self, maskedImage: MaskedImage, psf: PointSpreadFunction) -> float:
@@ -128,9 +128,19 @@ class ScaleVarianceTask(Task):
         good = maskedImage.usable(plane_bits(*self.config.maskPlanes))
         if np.count_nonzero(good) < 2:
             return 1.0
-        without = maskedImage.image.copy()
+        without = np.empty_like(maskedImage.image)
+        map_bands(lambda first, last: np.copyto(without[first:last], maskedImage.image[first:last]), len(without))
         estimate_background(without, good, bin_size=self.config.binSize).subtract_from(without)
         return compute_width(compute_pulls(without, maskedImage.variance, good)) ** 2
+
+
+def _multiply(plane: FloatArray, factor: float) -> None:
+    """Multiply a plane by a number, in place."""
+
+    def multiply(first: int, last: int) -> None:
+        plane[first:last] *= np.float32(factor)
+
+    map_bands(multiply, len(plane))
 
 
 def compute_pull_width(exposure: Exposure, *, planes: tuple[str, ...]) -> float:

@@ -168,7 +168,7 @@ def test_the_drawn_surface_equals_the_product_of_the_interpolation_matrices(n_bi
         shape=(11 * n_bins, 36), n_sampled=99.0,
     )  # fmt: skip
     rows, columns = (
-        _interpolation_matrix(centers, length, linear=linear)
+        _interpolation_matrix(tuple(centers), length, linear=linear)
         for centers, length in ((bins.row_centers, 11 * n_bins), (bins.column_centers, 36))
     )
     expected = rows.astype(float) @ _with_outer_slopes(bins.level) @ columns.T.astype(float)
