@@ -21,9 +21,14 @@ _AT_ONCE = 1 << 18
 """Values that a thread takes at once: they stay in its processor's cache."""
 
 
-def compute_pulls(image: FloatArray, variance: FloatArray, usable: BoolArray) -> FloatArray:
-    """Return ``image / sqrt(variance)``: float32, NaN where not `usable`, where the variance must be positive."""
-    pulls = np.empty(image.shape, dtype=np.float32)
+def compute_pulls(
+    image: FloatArray, variance: FloatArray, usable: BoolArray, *, out: FloatArray | None = None
+) -> FloatArray:
+    """Return ``image / sqrt(variance)``: float32, NaN where not `usable`, where the variance must be positive.
+
+    Written to `out`, which may be the image, where it is given.
+    """
+    pulls = np.empty(image.shape, dtype=np.float32) if out is None else out
 
     def fill(first: int, last: int) -> None:
         rows = slice(first, last)

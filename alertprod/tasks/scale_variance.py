@@ -131,7 +131,7 @@ class ScaleVarianceTask(Task):
         without = np.empty_like(maskedImage.image)
         map_bands(lambda first, last: np.copyto(without[first:last], maskedImage.image[first:last]), len(without))
         estimate_background(without, good, bin_size=self.config.binSize).subtract_from(without)
-        return compute_width(compute_pulls(without, maskedImage.variance, good)) ** 2
+        return compute_width(compute_pulls(without, maskedImage.variance, good, out=without)) ** 2
 
 
 def _multiply(plane: FloatArray, factor: float) -> None:

@@ -48,6 +48,9 @@ def test_pulls_are_quotients_where_pixels_are_usable():
     pulls = compute_pulls(image, variance, usable)
     assert np.isnan(pulls[~usable]).all()
     np.testing.assert_array_equal(pulls[usable], image[usable] / np.sqrt(variance[usable]))
+    replaced = image.copy()
+    assert compute_pulls(replaced, variance, usable, out=replaced) is replaced
+    np.testing.assert_array_equal(replaced, pulls)
 
 
 def test_the_loop_finds_the_pixels_usable_that_array_operations_find():
