@@ -19,8 +19,8 @@ the system by itself, and how many heaps there may be."""
 _BLOCK_BYTES = 1 << 30
 """Larger blocks come and go as before: a plane of 16384² is one."""
 
-_KEPT_BYTES = (1 << 31) - 1
-"""The most that ``mallopt`` takes, and more than an exposure needs."""
+_KEEP_ALL = -1
+"""However much is free at the heap's end: the planes of 8192² come to more than the largest number that ``mallopt`` takes."""
 
 
 def keep_freed_memory(*, n_threads: int) -> bool:
@@ -41,7 +41,7 @@ def keep_freed_memory(*, n_threads: int) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is None:
         return False
-    settings = ((_M_MMAP_THRESHOLD, _BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, n_threads + 1))
+    settings = ((_M_MMAP_THRESHOLD, _BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEEP_ALL), (_M_ARENA_MAX, n_threads + 1))
     return all(mallopt(name, value) for name, value in settings)  # the rest means nothing where one is not known
 
 
