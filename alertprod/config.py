@@ -83,8 +83,10 @@ def _flatten(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(_absolute)]
-_PathOrNone = Annotated[str, BeforeValidator(_absolute_or_empty)]
 """A local path (made absolute) or any fsspec URI."""
+
+_PathOrNone = Annotated[str, BeforeValidator(_absolute_or_empty)]
+"""`PathText`, or empty where there is none."""
 
 Profile = Annotated[str, BeforeValidator(_absolute_profile)]
 """The name of a packaged profile, or the path of a TOML file."""

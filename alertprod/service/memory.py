@@ -7,7 +7,6 @@ installation compiles every loop, which takes far more than it leaves behind.
 """
 
 import ctypes
-import gc
 import sys
 
 _M_TRIM_THRESHOLD = -1
@@ -45,17 +44,14 @@ def keep_freed_memory(*, n_threads: int) -> bool:
     return all(mallopt(name, value) for name, value in settings)  # the rest means nothing where one is not known
 
 
-def settle_memory() -> None:
-    """Give back whole pages that nothing lives on, and never again look for garbage among what is there by now.
+def return_free_memory() -> None:
+    """Give back whole pages that nothing lives on; where the C library has no call for that, do nothing.
 
     Notes
     -----
-    Once, before the first exposure: what exposures free is kept for their next planes, and what was there before them
-    lives as long as the process. To look through all of that takes a tenth of a second, every few exposures. Where the C
-    library has no call to give pages back they are kept; what is needed again is had again page by page.
+    Takes a millisecond or two; what is needed again is had again page by page. Once, before the first exposure: what
+    exposures free is kept for their next planes.
     """
-    gc.collect()
-    gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -23,7 +23,7 @@ import psutil
 from alertprod.config import LogConfig, WorkersConfig, limited_threads
 from alertprod.errors import AlertprodError
 from alertprod.logs import bind_exposure, configure_logs, get_logger
-from alertprod.service.memory import keep_freed_memory, settle_memory
+from alertprod.service.memory import keep_freed_memory, return_free_memory
 from alertprod.service.work import PipelineFactory, WorkOrder, WorkResult
 from alertprod.service.worker_server import CONTEXT
 from alertprod.store.ledger import ClaimLost
@@ -347,7 +347,7 @@ def _work(connection: Connection, factory: PipelineFactory, log_config: LogConfi
     try:
         pipeline = factory()
         pipeline.warm_up()
-        settle_memory()
+        return_free_memory()  # all that compiling took
     except Exception as error:  # noqa: BLE001 - the daemon logs it and decides
         expected = error if isinstance(error, AlertprodError) else None
         connection.send(StartFailed(expected, traceback.format_exc()))

@@ -35,7 +35,7 @@ from alertprod.alerts.packet import make_messages
 from alertprod.cli.simulate_load import run_load
 from alertprod.config import DaemonConfig, InstrumentConfig, StoreConfig, WorkersConfig
 from alertprod.factory import WorkerPipeline
-from alertprod.service.memory import keep_freed_memory, settle_memory
+from alertprod.service.memory import keep_freed_memory, return_free_memory
 from alertprod.service.work import WorkOrder
 from alertprod.sim.capacity import AlertCosts, Costs, DaemonCosts, ExposureCosts
 from alertprod.sim.load import INSTRUMENT, LoadConfig, make_visit
@@ -179,7 +179,7 @@ class Worker:
         self.ledger = Ledger(self.database)
         self.pipeline = WorkerPipeline(self.config)()
         self.pipeline.warm_up()
-        settle_memory()
+        return_free_memory()
 
     def process(self, event: VisitReady, *, again: bool = False) -> tuple[float, Any]:
         """Return the CPU seconds of an exposure, and its result; again: another visit of the same pixels."""

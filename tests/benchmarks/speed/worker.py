@@ -23,7 +23,7 @@ from benchmarks.speed.probes import Cost, PeakMemory, measured_stages
 from alertprod.config import load_config
 from alertprod.factory import WorkerPipeline
 from alertprod.images.exposure import Exposure
-from alertprod.service.memory import keep_freed_memory, settle_memory
+from alertprod.service.memory import keep_freed_memory, return_free_memory
 from alertprod.service.pipeline import ExposurePipeline
 from alertprod.service.work import WorkOrder
 from alertprod.store.database import Database
@@ -103,7 +103,7 @@ def measure(case: Case) -> dict[str, Any]:
     keep_freed_memory(n_threads=case.threads)
     pipeline = WorkerPipeline(config)()
     pipeline.warm_up()
-    settle_memory()
+    return_free_memory()
     process = psutil.Process(os.getpid())
     # Peers have a process of their own: ours keeps the memory that it frees, which is no merit of theirs.
     peers = ProcessPoolExecutor(1, mp_context=get_context("spawn")) if case.peers else None
